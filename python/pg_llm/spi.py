@@ -1,0 +1,64 @@
+"""The only module that talks to `plpy`: prepared plans, errors with a SQLSTATE, and the session's dictionary."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import plpy
+
+
+class Error(plpy.Error):
+    """An error for the client; subclasses give its SQLSTATE."""
+
+    sqlstate = "XX000"
+
+    def __init__(self, message: str, *, hint: str, detail: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.detail = detail
+
+
+class InvalidText(Error):
+    """Text that is not what its type demands."""
+
+    sqlstate = "22P02"
+
+
+class InputOutput(Error):
+    """The operating system refused a file."""
+
+    sqlstate = "58030"
+
+
+class Plan:
+    """A statement, prepared at its first use in the session and kept. Parameters are `$1`, `$2`, …; never text built at run time."""
+
+    __slots__ = ("_plan", "_statement", "_types")
+
+    def __init__(self, statement: str, types: Sequence[str]) -> None:
+        self._statement = statement
+        self._types = list(types)
+        self._plan: Any = None
+
+    def rows(self, *arguments: object) -> list[dict[str, Any]]:
+        """Return all rows, each as a dictionary by column name."""
+        if self._plan is None:
+            self._plan = plpy.prepare(self._statement, self._types)
+        return list(plpy.execute(self._plan, list(arguments)))
+
+    def row(self, *arguments: object) -> dict[str, Any]:
+        """Return the first row."""
+        return self.rows(*arguments)[0]
+
+
+def plan(statement: str, *types: str) -> Plan:
+    """Return a plan for a constant statement whose parameters have these types."""
+    return Plan(statement, types)
+
+
+def session() -> dict[str, Any]:
+    """Return `GD`: what all PL/Python functions of this backend share."""
+    shared: dict[str, Any] = sys.modules["__main__"].__dict__["GD"]
+    return shared

@@ -1,0 +1,24 @@
+"""Which tenant a call works for, at the price of a cached look-up."""
+
+from __future__ import annotations
+
+from . import spi
+from .coherence import Cache
+
+_CURRENT = spi.plan("select llm.current_tenant() as tenant")
+_ANY_ROLE_IS_BOUND = spi.plan("select llm._any_role_is_bound() as bound")
+
+
+def _read_bound() -> tuple[bool, int]:
+    return _ANY_ROLE_IS_BOUND.row()["bound"], 0
+
+
+_bound = Cache("tenant_roles", _read_bound)
+
+
+def verified(claimed: str | None) -> str | None:
+    """Return the tenant of this call. `claimed` is the setting, which any role may set: it counts only while no role is bound."""
+    if _bound.get():
+        tenant: str | None = _CURRENT.row()["tenant"]
+        return tenant
+    return claimed

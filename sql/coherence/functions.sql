@@ -1,0 +1,116 @@
+create function llm._coherence_raise(
+    p_namespace   text,
+    p_key         text[],
+    p_transaction xid8
+)
+    returns void
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import coherence
+coherence.raise_word(p_namespace, p_key, int(p_transaction))
+$$;
+
+comment on function llm._coherence_raise(text, text[], xid8) is
+'Tells every backend that a cached row is about to change. For triggers: see docs/coherence.md. p_namespace: the cache; p_key: the row''s
+key there; p_transaction: the writer, pg_current_xact_id().';
+
+
+create function llm._coherence_raise_all()
+    returns void
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform llm._coherence_raise_every_word(pg_current_xact_id());
+end
+$$;
+
+comment on function llm._coherence_raise_all() is
+'Tells every backend that anything cached may change.';
+
+
+create function llm._coherence_raise_every_word(
+    p_transaction xid8
+)
+    returns void
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import coherence
+coherence.raise_every_word(int(p_transaction))
+$$;
+
+comment on function llm._coherence_raise_every_word(xid8) is
+'The Python side of llm._coherence_raise_all().';
+
+
+-- security definer: writers of a cached table must not be able to raise words as they please.
+create function llm._coherence_truncate()
+    returns trigger
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform llm._coherence_raise_all();
+    return null;
+end
+$$;
+
+alter function llm._coherence_truncate() owner to llm_owner;
+
+comment on function llm._coherence_truncate() is
+'Trigger for TRUNCATE of a cached table.';
+
+
+-- security definer: as llm._coherence_truncate().
+create function llm._tenant_roles_coherence()
+    returns trigger
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform llm._coherence_raise('tenant_roles', '{}', pg_current_xact_id());
+    return coalesce(new, old);
+end
+$$;
+
+alter function llm._tenant_roles_coherence() owner to llm_owner;
+
+comment on function llm._tenant_roles_coherence() is
+'Trigger of llm.tenant_roles: any change concerns the one cached answer, whether a role is bound at all.';
+
+
+create function llm.coherence_stats()
+    returns table (
+        namespace  text,
+        backends   bigint,
+        entries    bigint,
+        bytes      bigint,
+        hits       bigint,
+        misses     bigint,
+        evictions  bigint,
+        hit_ratio  double precision
+    )
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import coherence
+return coherence.statistics()
+$$;
+
+comment on function llm.coherence_stats() is
+'The coherent caches of all backends of this server, one row a namespace: backends that hold it now, their entries and bytes; hits, misses and
+evictions since the server''s shared file was made; hits / (hits + misses), null before the first read.';
+
+
+grant execute on function llm._coherence_raise, llm._coherence_raise_all, llm._coherence_raise_every_word to llm_owner;
+grant execute on function llm.coherence_stats to llm_admin, llm_app, llm_reader, llm_auditor;

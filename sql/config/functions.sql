@@ -1,0 +1,815 @@
+create type llm.config_access as (
+    key         text,
+    value       jsonb,
+    "timestamp" timestamptz,
+    cached      boolean,
+    version     bigint,
+    tenant_id   text,
+    description text
+);
+
+comment on type llm.config_access is
+'A configuration value and where it comes from: timestamp is its last change; cached, whether this backend''s cache holds it;
+version counts the changes of the key; tenant_id is * for a global value.';
+
+
+create type llm.config_change as (
+    id          bigint,
+    tenant_id   text,
+    key         text,
+    value       jsonb,
+    version     bigint,
+    operation   text,
+    changed_at  timestamptz,
+    changed_by  text,
+    reason      text
+);
+
+comment on type llm.config_change is
+'A change of configuration: operation is insert, update or delete (value is then null).';
+
+
+-- Reading
+
+-- Not pinned: inlined into the caller's query, fully qualified.
+create function llm.load_config(
+    p_key     text,
+    p_default jsonb default null,
+    p_cached  boolean default true
+)
+    returns jsonb
+    language sql
+    stable
+as $$
+    select case
+        when p_cached
+            then coalesce(llm._cached_config(p_key, llm._claimed_tenant()), llm._stored_config(p_key), p_default)
+        else coalesce(llm._stored_config(p_key), p_default)
+    end
+$$;
+
+comment on function llm.load_config(text, jsonb, boolean) is
+'The value of a key: the tenant''s, else the global one, else p_default. Answered from this backend''s coherent cache where that holds it, and never
+older than what had committed before. p_cached: false reads the table, as SERIALIZABLE transactions must, whose conflicts a cache would hide.
+Errors: object_not_in_prerequisite_state when the storage is not set up or the tenant was not set by llm.set_tenant().';
+
+
+create function llm._cached_config(
+    p_key    text,
+    p_tenant text
+)
+    returns jsonb
+    language plpython3u
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import config
+return config.cached(p_key, p_tenant)
+$$;
+
+comment on function llm._cached_config(text, text) is
+'The value of a key by the cache, filled if need be; null when there is none or when the table answers faster. p_tenant: llm._claimed_tenant().';
+
+
+create function llm._stored_config(
+    p_key text
+)
+    returns jsonb
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text;
+begin
+    perform llm._require_storage();
+    v_tenant := llm.current_tenant();
+    return coalesce(
+        (select c.value from llm.config c where c.tenant_id = v_tenant and c.key = p_key),
+        (select c.value from llm.config c where c.tenant_id = '*' and c.key = p_key)
+    );
+end
+$$;
+
+comment on function llm._stored_config(text) is
+'The value of a key by the table.';
+
+
+create function llm._config_to_cache(
+    p_key text
+)
+    returns table (tenant_id text, value text)
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_value jsonb;
+begin
+    v_value := llm._stored_config(p_key);
+    return query select llm.current_tenant(), case when pg_column_size(v_value) <= 2000 then v_value::text end;
+end
+$$;
+
+comment on function llm._config_to_cache(text) is
+'What the cache keeps of a key: the tenant that it was read for, and the value as text unless it is so large that parsing it costs more than
+reading the table.';
+
+
+create function llm.load_configs(
+    p_prefix text default ''
+)
+    returns setof llm.config_access
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text;
+begin
+    perform llm._require_storage();
+    v_tenant := llm.current_tenant();
+    return query
+        select distinct on (c.key)
+            c.key,
+            c.value,
+            c.updated_at,
+            llm._config_is_cached(c.key, v_tenant),
+            c.version,
+            c.tenant_id,
+            c.description
+        from llm.config c
+        where c.tenant_id in ('*', v_tenant)
+            and starts_with(c.key, p_prefix)
+        order by c.key, c.tenant_id = '*';
+end
+$$;
+
+comment on function llm.load_configs(text) is
+'All values whose key starts with p_prefix, in order of keys: the tenant''s, and the global ones that it does not override.
+Errors: as llm.load_config.';
+
+
+create function llm.config_access(
+    p_key text
+)
+    returns llm.config_access
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text;
+    v_access llm.config_access;
+begin
+    perform llm._require_storage();
+    v_tenant := llm.current_tenant();
+    select
+        c.key,
+        c.value,
+        c.updated_at,
+        llm._config_is_cached(c.key, v_tenant),
+        c.version,
+        c.tenant_id,
+        c.description
+    into v_access
+    from llm.config c
+    where c.tenant_id in ('*', v_tenant)
+        and c.key = p_key
+    order by c.tenant_id = '*'
+    limit 1;
+    return v_access;
+end
+$$;
+
+comment on function llm.config_access(text) is
+'A value with its version, time and origin; all null when there is no such key. Read from the table. Errors: as llm.load_config.';
+
+
+-- Writing
+
+create function llm._check_config(
+    p_key   text,
+    p_value jsonb
+)
+    returns void
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if p_key is null or octet_length(p_key) not between 1 and 1000 then
+        raise exception 'a configuration key of % bytes', coalesce(octet_length(p_key)::text, 'null')
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Keys have 1 to 1000 bytes.';
+    end if;
+    if p_value is null then
+        raise exception 'the value of configuration key % is null', p_key
+            using errcode = 'null_value_not_allowed',
+                  hint = 'To remove a key call llm.delete_config(). The JSON null is ''null''.';
+    end if;
+end
+$$;
+
+comment on function llm._check_config(text, jsonb) is
+'Refuses what the constraints of llm.config would, in the user''s words. Errors: invalid_parameter_value, null_value_not_allowed.';
+
+
+create function llm._config_conflict(
+    p_key              text,
+    p_tenant           text,
+    p_expected_version bigint
+)
+    returns void
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_version bigint;
+begin
+    select c.version into v_version from llm.config c where c.tenant_id = p_tenant and c.key = p_key;
+    raise exception 'configuration key % is not at version %', p_key, p_expected_version
+        using errcode = 'serialization_failure',
+              detail = coalesce(format('Its version is %s.', v_version), 'It does not exist (version 0).'),
+              hint = 'Load it again, decide again, and save with that version.';
+end
+$$;
+
+comment on function llm._config_conflict(text, text, bigint) is
+'Raises serialization_failure: the key is not at the version that a writer expected.';
+
+
+create function llm.save_config(
+    p_key              text,
+    p_value            jsonb,
+    p_description      text default null,
+    p_expected_version bigint default null,
+    p_reason           text default null
+)
+    returns boolean
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant  text;
+    v_version bigint;
+begin
+    perform llm._require_storage();
+    perform llm._check_config(p_key, p_value);
+    v_tenant := llm._writable_tenant();
+
+    select c.version
+    into v_version
+    from llm.config c
+    where c.tenant_id = v_tenant
+        and c.key = p_key
+        and c.value = p_value
+        and (p_description is null or c.description = p_description);
+    if found and v_version = coalesce(p_expected_version, v_version) then
+        return false;
+    end if;
+
+    perform set_config('llm.config_reason', coalesce(p_reason, ''), true);
+    update llm.config c
+    set value = p_value,
+        description = coalesce(p_description, c.description)
+    where c.tenant_id = v_tenant
+        and c.key = p_key
+        and c.version = coalesce(p_expected_version, c.version);
+    if not found and coalesce(p_expected_version, 0) = 0 then
+        insert into llm.config as c (tenant_id, key, value, description)
+        values (v_tenant, p_key, p_value, p_description)
+        on conflict (tenant_id, key) do update
+            set value = excluded.value,
+                description = coalesce(excluded.description, c.description)
+            where p_expected_version is null;
+    end if;
+    if not found then
+        perform llm._config_conflict(p_key, v_tenant, p_expected_version);
+    end if;
+    perform set_config('llm.config_reason', '', true);
+    return true;
+end
+$$;
+
+comment on function llm.save_config(text, jsonb, text, bigint, text) is
+'Saves a value for the tenant, or globally for llm_admin without a tenant. p_key: 1 to 1000 bytes; p_value: any JSON; p_description: what it is
+for, null keeps the present one; p_expected_version: the version that it must have, 0 for a new key; p_reason: why, for the history.
+Returns false when it had that value already: nothing is written then. Errors: serialization_failure when it has another version, which
+the DETAIL tells; invalid_parameter_value, null_value_not_allowed; object_not_in_prerequisite_state without a tenant.';
+
+
+create function llm.save_configs(
+    p_values jsonb,
+    p_reason text default null
+)
+    returns bigint
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant  text;
+    v_changes bigint;
+begin
+    perform llm._require_storage();
+    if jsonb_typeof(p_values) is distinct from 'object' then
+        raise exception 'configuration values as %', coalesce('JSON ' || jsonb_typeof(p_values), 'null')
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Give one JSON object of keys and values.';
+    end if;
+    perform llm._check_config(v.key, v.value) from jsonb_each(p_values) v;
+    v_tenant := llm._writable_tenant();
+
+    perform set_config('llm.config_reason', coalesce(p_reason, ''), true);
+    -- In order of keys: two batches that lock the same rows then wait for each other instead of deadlocking.
+    insert into llm.config as c (tenant_id, key, value)
+    select v_tenant, v.key, v.value
+    from jsonb_each(p_values) v
+    where not exists (select from llm.config o where o.tenant_id = v_tenant and o.key = v.key and o.value = v.value)
+    order by v.key
+    on conflict (tenant_id, key) do update
+        set value = excluded.value
+        where c.value <> excluded.value;
+    get diagnostics v_changes = row_count;
+    perform set_config('llm.config_reason', '', true);
+    return v_changes;
+end
+$$;
+
+comment on function llm.save_configs(jsonb, text) is
+'Saves many values at once. p_values: an object of keys and values; p_reason: why, for the history. Returns how many keys changed.
+Errors: as llm.save_config.';
+
+
+create function llm.delete_config(
+    p_key              text,
+    p_expected_version bigint default null,
+    p_reason           text default null
+)
+    returns boolean
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant  text;
+    v_deleted boolean;
+begin
+    perform llm._require_storage();
+    v_tenant := llm._writable_tenant();
+
+    perform set_config('llm.config_reason', coalesce(p_reason, ''), true);
+    delete from llm.config c
+    where c.tenant_id = v_tenant
+        and c.key = p_key
+        and c.version = coalesce(p_expected_version, c.version);
+    v_deleted := found;
+    perform set_config('llm.config_reason', '', true);
+
+    if not v_deleted and p_expected_version is not null then
+        perform llm._config_conflict(p_key, v_tenant, p_expected_version);
+    end if;
+    return v_deleted;
+end
+$$;
+
+comment on function llm.delete_config(text, bigint, text) is
+'Removes a value; a tenant''s key then has the global value again. p_expected_version: the version it must have; p_reason: why, for the history.
+Returns false when there was none. Errors: serialization_failure when it has another version; as llm.save_config.';
+
+
+-- History
+
+create function llm._config_state(
+    p_tenant text,
+    p_at     timestamptz,
+    p_change bigint
+)
+    returns table (key text, value jsonb, description text, version bigint, changed_at timestamptz)
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select s.key, s.value, s.description, s.version, s.changed_at
+    from (
+        select distinct on (h.key) h.*
+        from llm.config_history h
+        where h.tenant_id = p_tenant
+            and h.changed_at <= coalesce(p_at, 'infinity')
+            and h.id <= coalesce(p_change, 9223372036854775807)
+        order by h.key, h.id desc
+    ) s
+    where s.operation <> 'delete'
+$$;
+
+comment on function llm._config_state(text, timestamptz, bigint) is
+'The values of one tenant (* for the global ones) as of a time or a change, both inclusive.';
+
+
+create function llm.config_at(
+    p_at     timestamptz,
+    p_prefix text default ''
+)
+    returns table (key text, value jsonb, version bigint, changed_at timestamptz, tenant_id text)
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text;
+begin
+    perform llm._require_storage();
+    v_tenant := llm.current_tenant();
+    return query
+        select distinct on (s.key)
+            s.key,
+            s.value,
+            s.version,
+            s.changed_at,
+            s.tenant_id
+        from (
+            select t.*, v_tenant as tenant_id from llm._config_state(v_tenant, p_at, null) t
+            union all
+            select g.*, '*' from llm._config_state('*', p_at, null) g
+        ) s
+        where starts_with(s.key, p_prefix)
+        order by s.key, s.tenant_id = '*';
+end
+$$;
+
+comment on function llm.config_at(timestamptz, text) is
+'The configuration as it was, as llm.load_configs would have shown it. p_at: a change counts from the moment it was written; p_prefix: start of
+the keys. Errors: as llm.load_config.';
+
+
+create function llm.config_diff(
+    p_from timestamptz,
+    p_to   timestamptz default now()
+)
+    returns table (key text, operation text, old_value jsonb, new_value jsonb)
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return query
+        select
+            key,
+            case when o.value is null then 'insert' when n.value is null then 'delete' else 'update' end,
+            o.value,
+            n.value
+        from llm.config_at(p_from) o
+        full join llm.config_at(p_to) n using (key)
+        where o.value is distinct from n.value
+        order by key;
+end
+$$;
+
+comment on function llm.config_diff(timestamptz, timestamptz) is
+'What differs between two times: keys with their old and new value; operation is insert, update or delete. Errors: as llm.load_config.';
+
+
+create function llm.rollback_config(
+    p_change bigint default null,
+    p_at     timestamptz default null,
+    p_key    text default null,
+    p_reason text default null
+)
+    returns bigint
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant  text;
+    v_deleted bigint;
+    v_saved   bigint;
+begin
+    perform llm._require_storage();
+    v_tenant := llm._writable_tenant();
+    if num_nonnulls(p_change, p_at) <> 1 then
+        raise exception 'a rollback needs a change or a time, and not both'
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Give p_change (an id of llm.config_history) or p_at.';
+    end if;
+    if p_change is not null
+        and not exists (select from llm.config_history h where h.tenant_id = v_tenant and h.id = p_change)
+    then
+        raise exception 'configuration change % does not exist', p_change
+            using errcode = 'no_data_found',
+                  hint = 'llm.config_history lists the changes of this tenant.';
+    end if;
+
+    perform set_config('llm.config_reason',
+                       coalesce(p_reason, 'rollback to ' || coalesce('change ' || p_change, p_at::text)), true);
+    delete from llm.config c
+    where c.tenant_id = v_tenant
+        and c.key = coalesce(p_key, c.key)
+        and not exists (select from llm._config_state(v_tenant, p_at, p_change) s where s.key = c.key);
+    get diagnostics v_deleted = row_count;
+
+    insert into llm.config as c (tenant_id, key, value, description)
+    select v_tenant, s.key, s.value, s.description
+    from llm._config_state(v_tenant, p_at, p_change) s
+    where s.key = coalesce(p_key, s.key)
+        and not exists (select from llm.config o where o.tenant_id = v_tenant and o.key = s.key
+                        and o.value = s.value and o.description is not distinct from s.description)
+    order by s.key
+    on conflict (tenant_id, key) do update
+        set value = excluded.value,
+            description = excluded.description;
+    get diagnostics v_saved = row_count;
+    perform set_config('llm.config_reason', '', true);
+    return v_deleted + v_saved;
+end
+$$;
+
+comment on function llm.rollback_config(bigint, timestamptz, text, text) is
+'Brings the tenant''s values back to what they were, as new changes: history stays. p_change: after that change; or p_at: at that time; p_key: this key
+only, null for all; p_reason: for the history, by default the target. Returns how many keys changed.
+Errors: invalid_parameter_value without a target or with two; no_data_found for an unknown change; as llm.save_config.';
+
+
+create function llm.watch_config(
+    p_after  bigint default null,
+    p_prefix text default '',
+    p_limit  integer default 1000
+)
+    returns setof llm.config_change
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text;
+    v_after  xid8 := '0';
+begin
+    perform llm._require_storage();
+    v_tenant := llm.current_tenant();
+    if p_after is not null then
+        select h.transaction_id
+        into v_after
+        from llm.config_history h
+        where h.tenant_id in ('*', v_tenant)
+            and h.id = p_after;
+        if not found then
+            raise exception 'configuration change % does not exist', p_after
+                using errcode = 'no_data_found',
+                      hint = 'Start again without p_after, and read the present values with llm.load_configs().';
+        end if;
+    end if;
+    if exists (select from llm.config_history h where h.transaction_id >= pg_snapshot_xmax(pg_current_snapshot())) then
+        raise exception 'the configuration history was restored from another server'
+            using errcode = 'object_not_in_prerequisite_state',
+                  hint = 'As a superuser run: select llm.setup(); then start again without p_after.';
+    end if;
+
+    -- Transactions below the horizon are over: no change can appear before one that was returned.
+    return query
+        select h.id, h.tenant_id, h.key, h.value, h.version, h.operation, h.changed_at, h.changed_by, h.reason
+        from llm.config_history h
+        where h.tenant_id in ('*', v_tenant)
+            and (h.transaction_id, h.id) > (v_after, coalesce(p_after, 0))
+            and h.transaction_id < pg_snapshot_xmin(pg_current_snapshot())
+            and starts_with(h.key, p_prefix)
+        order by h.transaction_id, h.id
+        limit p_limit;
+end
+$$;
+
+comment on function llm.watch_config(bigint, text, integer) is
+'The changes after a known one, of the tenant and global, in an order that loses none: call it again with the last id received. A change appears once
+no older transaction is still open. p_after: the last change known, null for all; p_prefix: start of the keys; p_limit: at most so many.
+With llm.config_notify = on every transaction that changes configuration notifies channel llm_config once.
+Errors: no_data_found for an unknown change; object_not_in_prerequisite_state after a restore from another server; as llm.load_config.';
+
+
+-- security definer: only triggers may write history, and only triggers may raise words.
+create function llm._config_history()
+    returns trigger
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_by     text := coalesce(nullif(current_setting('role'), 'none'), session_user);
+    v_reason text := nullif(current_setting('llm.config_reason', true), '');
+begin
+    if tg_op = 'DELETE' or (tg_op = 'UPDATE' and (old.tenant_id, old.key) <> (new.tenant_id, new.key)) then
+        insert into llm.config_history (tenant_id, key, version, operation, changed_by, reason)
+        values (old.tenant_id, old.key, old.version + 1, 'delete', v_by, v_reason);
+    end if;
+    if tg_op <> 'DELETE' then
+        insert into llm.config_history (tenant_id, key, value, description, version, operation, changed_by, reason)
+        values (new.tenant_id, new.key, new.value, new.description, new.version, lower(tg_op), v_by, v_reason);
+    end if;
+    if current_setting('llm.config_notify', true) = 'on' then
+        perform pg_notify('llm_config', '');
+    end if;
+    return null;
+end
+$$;
+
+alter function llm._config_history() owner to llm_owner;
+
+comment on function llm._config_history() is
+'Trigger of llm.config: writes llm.config_history, whoever changes a value and however.';
+
+
+-- security definer: as llm._config_history().
+create function llm._config_history_truncate()
+    returns trigger
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    insert into llm.config_history (tenant_id, key, version, operation, changed_by, reason)
+    select c.tenant_id, c.key, c.version + 1, 'delete', coalesce(nullif(current_setting('role'), 'none'), session_user), 'truncate'
+    from llm.config c
+    order by c.tenant_id, c.key;
+    return null;
+end
+$$;
+
+alter function llm._config_history_truncate() owner to llm_owner;
+
+comment on function llm._config_history_truncate() is
+'Trigger of llm.config: TRUNCATE is a deletion of each value.';
+
+
+create function llm._config_version()
+    returns trigger
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_op = 'UPDATE' and (old.tenant_id, old.key) = (new.tenant_id, new.key) then
+        new.version := old.version + 1;
+        new.created_at := old.created_at;
+    else
+        -- A key that comes back goes on counting, so that a version is never two different values.
+        select coalesce(max(h.version), 0) + 1
+        into new.version
+        from llm.config_history h
+        where h.tenant_id = new.tenant_id
+            and h.key = new.key;
+        new.created_at := now();
+    end if;
+    new.updated_at := clock_timestamp();
+    return new;
+end
+$$;
+
+comment on function llm._config_version() is
+'Trigger of llm.config: keeps version, created_at and updated_at right, whoever changes a value and however.';
+
+
+-- security definer: as llm._coherence_truncate().
+create function llm._config_coherence()
+    returns trigger
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_op <> 'INSERT' then
+        perform llm._coherence_raise('config', array[old.tenant_id, old.key], pg_current_xact_id());
+    end if;
+    if tg_op <> 'DELETE' then
+        perform llm._coherence_raise('config', array[new.tenant_id, new.key], pg_current_xact_id());
+        return new;
+    end if;
+    return old;
+end
+$$;
+
+alter function llm._config_coherence() owner to llm_owner;
+
+comment on function llm._config_coherence() is
+'Trigger of llm.config: see docs/coherence.md.';
+
+
+-- Cache
+
+create function llm._config_is_cached(
+    p_key    text,
+    p_tenant text
+)
+    returns boolean
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import config
+return config.is_cached(p_key, p_tenant)
+$$;
+
+comment on function llm._config_is_cached(text, text) is
+'Whether this backend''s cache holds a valid value of the key. p_tenant: llm.current_tenant().';
+
+
+create function llm.get_cached_config(
+    p_key text
+)
+    returns jsonb
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text := llm.current_tenant();
+begin
+    if llm._config_is_cached(p_key, v_tenant) then
+        return llm._cached_config(p_key, v_tenant);
+    end if;
+    return null;
+end
+$$;
+
+comment on function llm.get_cached_config(text) is
+'The value of a key if this backend''s cache holds it and it is valid, else null. Never reads the table.';
+
+
+create function llm.cache_config(
+    p_key text
+)
+    returns boolean
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text := llm.current_tenant();
+begin
+    perform llm._cached_config(p_key, v_tenant);
+    return llm._config_is_cached(p_key, v_tenant);
+end
+$$;
+
+comment on function llm.cache_config(text) is
+'Puts the present value of a key into this backend''s cache, ahead of its first use. The value is always the table''s: a cache that took any other
+could not be right. Returns whether it is cached now: not on a standby, not while a transaction that changed it may be open, not when it does
+not exist or is large. Errors: as llm.load_config.';
+
+
+-- security definer: as llm._coherence_truncate().
+create function llm.invalidate_config_cache(
+    p_key text default null
+)
+    returns void
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if pg_is_in_recovery() then
+        return;
+    end if;
+    if p_key is null then
+        perform llm._coherence_raise_all();
+    else
+        perform llm._coherence_raise('config', array['*', p_key], pg_current_xact_id());
+    end if;
+end
+$$;
+
+alter function llm.invalidate_config_cache(text) owner to llm_owner;
+
+comment on function llm.invalidate_config_cache(text) is
+'Makes every backend read a key anew, once this transaction has ended. Never needed for a change made in the database, however it was made.
+p_key: the key, for all tenants; null for everything that is cached.';
+
+
+create function llm.config_cache()
+    returns table (key text, value jsonb, expires_at timestamptz, valid boolean)
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import config
+return config.entries()
+$$;
+
+comment on function llm.config_cache() is
+'What this backend''s cache holds for the current tenant: expires_at is the latest moment at which it is read anew; valid is false once the row changed.';
+
+
+grant execute on function
+    llm.load_config, llm._cached_config, llm._stored_config, llm._config_to_cache, llm.load_configs, llm.config_access,
+    llm._config_state, llm.config_at, llm.config_diff, llm.watch_config,
+    llm._config_is_cached, llm.get_cached_config, llm.cache_config, llm.config_cache
+to llm_admin, llm_app, llm_reader;
+
+grant execute on function
+    llm.save_config, llm.save_configs, llm.delete_config, llm.rollback_config, llm._check_config, llm._config_conflict,
+    llm.invalidate_config_cache
+to llm_admin, llm_app;

@@ -1,0 +1,270 @@
+create type llm.check_result as (
+    name    text,
+    ok      boolean,
+    detail  text,
+    hint    text
+);
+
+comment on type llm.check_result is
+'One check of llm.doctor(): ok, what was found, and what to do if it is not ok.';
+
+
+create function llm.doctor()
+    returns setof llm.check_result
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return query select * from llm._doctor_server();
+    return query select * from llm._doctor_storage();
+    return query select * from llm._doctor_security();
+    return query select * from llm._doctor_python();
+    return query select * from llm._doctor_coherence();
+end
+$$;
+
+comment on function llm.doctor() is
+'Checks the installation, one row a check: versions, settings, Python''s paths, storage, row-level security, privileges, caches. A row that is not ok
+says what to do. For llm_admin, llm_auditor and superusers.';
+
+
+create function llm._doctor_server()
+    returns setof llm.check_result
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_server integer := current_setting('server_version_num');
+begin
+    return query values
+        (
+            'PostgreSQL version',
+            v_server >= 170011 and (v_server < 180000 or v_server >= 180001),
+            current_setting('server_version'),
+            'Install the newest minor release: 17 before 17.11 leaks through row-level security plans (CVE-2026-14666).'
+        ),
+        (
+            'database encoding',
+            getdatabaseencoding() = 'UTF8',
+            getdatabaseencoding()::text,
+            'Create the database with encoding UTF8: models write all of Unicode.'
+        ),
+        (
+            'triggers fire',
+            current_setting('session_replication_role') = 'origin',
+            'session_replication_role is ' || current_setting('session_replication_role'),
+            'Reset session_replication_role: history is not written while it is replica.'
+        ),
+        (
+            'crash safety',
+            current_setting('fsync')::boolean and current_setting('full_page_writes')::boolean,
+            format('fsync is %s, full_page_writes is %s', current_setting('fsync'), current_setting('full_page_writes')),
+            'Turn both on: what is committed must survive a crash.'
+        ),
+        (
+            'parameters stay out of error logs',
+            current_setting('log_parameter_max_length_on_error') = '0',
+            'log_parameter_max_length_on_error is ' || current_setting('log_parameter_max_length_on_error'),
+            'Set it to 0: parameters hold prompts, keys and personal data.'
+        ),
+        (
+            'no forgotten prepared transaction',
+            not exists (select from pg_prepared_xacts where prepared < now() - interval '1 hour'),
+            (select count(*) || ' older than an hour' from pg_prepared_xacts where prepared < now() - interval '1 hour'),
+            'Commit or roll back what pg_prepared_xacts lists: it keeps caches and vacuum from advancing.'
+        );
+
+    return query
+        select
+            'extension ' || r.name,
+            e.extversion is not null and string_to_array(e.extversion, '.')::integer[] >= string_to_array(r.minimum, '.')::integer[],
+            coalesce('version ' || e.extversion, 'not installed') || ', at least ' || r.minimum || ' is needed',
+            format('Install a newer package, then run: alter extension %I update;', r.name)
+        from (values ('vector', '0.8'), ('pg_partman', '5'), ('pgcrypto', '1.3'), ('pg_trgm', '1.6'), ('plpython3u', '1.0')) r (name, minimum)
+        left join pg_extension e on e.extname = r.name;
+end
+$$;
+
+comment on function llm._doctor_server() is
+'The part of llm.doctor() about the server and the extensions that pg_llm builds upon.';
+
+
+create function llm._doctor_storage()
+    returns setof llm.check_result
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_wrong text;
+begin
+    return query
+        select
+            'code version',
+            e.extversion = llm.version(),
+            format('extension %s, code %s', e.extversion, llm.version()),
+            'Run: alter extension pg_llm update;'
+        from pg_extension e
+        where e.extname = 'pg_llm';
+
+    begin
+        perform llm._require_storage();
+    exception
+        when object_not_in_prerequisite_state then
+            v_wrong := sqlerrm;
+    end;
+    return query select
+        'storage version', v_wrong is null, coalesce(v_wrong, 'set up for ' || llm.version()), 'As a superuser run: select llm.setup();';
+
+    select string_agg(c.oid::regclass::text, ', ' order by c.oid)
+    into v_wrong
+    from pg_class c
+    where c.relnamespace = 'llm'::regnamespace
+        and c.relkind <> 'c'
+        and c.relowner <> 'llm_owner'::regrole;
+    return query select
+        'storage belongs to llm_owner', v_wrong is null, coalesce(v_wrong, 'every relation'), 'Move foreign relations out of schema llm.';
+
+    select string_agg(format('%s on %s', t.tgname, t.tgrelid::regclass), ', ' order by t.oid)
+    into v_wrong
+    from pg_trigger t
+    join pg_class c on c.oid = t.tgrelid
+    where c.relnamespace = 'llm'::regnamespace
+        and not t.tgisinternal
+        and t.tgenabled <> case when t.tgname like 'coherence%' then 'A' else 'O' end;
+    return query select
+        'triggers are enabled',
+        v_wrong is null,
+        coalesce(v_wrong, 'all'),
+        'Enable them (those named coherence: ENABLE ALWAYS), or run: select llm.setup(); caches are stale and history has gaps without.';
+
+    if to_regclass('llm.tenant_roles') is not null then
+        select string_agg(r.role_name, ', ' order by r.role_name)
+        into v_wrong
+        from llm.tenant_roles r
+        where to_regrole(quote_ident(r.role_name)) is null;
+        return query select
+            'bound roles exist', v_wrong is null, coalesce(v_wrong, 'all in llm.tenant_roles'), 'Remove them: select llm.bind_role(role, null);';
+    end if;
+end
+$$;
+
+comment on function llm._doctor_storage() is
+'The part of llm.doctor() about the storage.';
+
+
+create function llm._doctor_security()
+    returns setof llm.check_result
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_wrong text;
+begin
+    select string_agg(c.oid::regclass::text, ', ' order by c.oid)
+    into v_wrong
+    from pg_class c
+    join pg_attribute a on a.attrelid = c.oid and a.attname = 'tenant_id' and not a.attisdropped
+    where c.relnamespace = 'llm'::regnamespace
+        and c.relkind in ('r', 'p')
+        and not (c.relrowsecurity and c.relforcerowsecurity
+                 and (c.relispartition or exists (select from pg_policy p where p.polrelid = c.oid)));
+    return query select
+        'row-level security', v_wrong is null, coalesce(v_wrong, 'forced on every table with a tenant'), 'As a superuser run: select llm.setup();';
+
+    select string_agg(c.oid::regclass::text, ', ' order by c.oid)
+    into v_wrong
+    from pg_class c
+    where c.relnamespace = 'llm'::regnamespace
+        and c.relkind = 'v'
+        and not coalesce('security_invoker=true' = any (c.reloptions), false);
+    return query select
+        'views use their caller''s rights', v_wrong is null, coalesce(v_wrong, 'all'), 'Alter view … set (security_invoker = true);';
+
+    select string_agg(distinct o.name, ', ' order by o.name)
+    into v_wrong
+    from (
+        select p.oid::regprocedure::text, coalesce(p.proacl, acldefault('f', p.proowner)) from pg_proc p where p.pronamespace = 'llm'::regnamespace
+        union all
+        select c.oid::regclass::text, c.relacl from pg_class c where c.relnamespace = 'llm'::regnamespace
+        union all
+        select 'schema llm', n.nspacl from pg_namespace n where n.nspname = 'llm'
+    ) o (name, acl)
+    cross join aclexplode(o.acl) a
+    where a.grantee = 0;
+    return query select
+        'nothing is granted to PUBLIC', v_wrong is null, coalesce(v_wrong, 'nothing in schema llm'), 'Revoke it: revoke all on … from public;';
+
+    select string_agg(c.oid::regclass::text, ', ' order by c.oid)
+    into v_wrong
+    from pg_class c
+    where c.relnamespace = 'llm'::regnamespace
+        and c.relispartition
+        and c.relkind in ('r', 'p')
+        and exists (select from aclexplode(c.relacl) a where a.grantee <> c.relowner);
+    return query select
+        'nothing is granted on partitions',
+        v_wrong is null,
+        coalesce(v_wrong, 'nothing'),
+        'Revoke it: row-level security of the parent does not protect a partition that is named directly.';
+
+    select string_agg(p.oid::regprocedure::text, ', ' order by p.oid)
+    into v_wrong
+    from pg_proc p
+    where p.pronamespace = 'llm'::regnamespace
+        and (p.prosecdef and p.proowner <> 'llm_owner'::regrole
+             or not p.prosecdef and p.proowner = 'llm_owner'::regrole
+             or not (select rolsuper or rolname = 'llm_owner' from pg_roles where oid = p.proowner));
+    return query select
+        'functions have the right owner',
+        v_wrong is null,
+        coalesce(v_wrong, 'all'),
+        'Security definer functions belong to llm_owner, all others to a superuser. Install pg_llm anew.';
+
+    select string_agg(format('%s has member %s', m.roleid::regrole, m.member::regrole), ', ')
+    into v_wrong
+    from pg_auth_members m
+    where m.roleid = 'llm_owner'::regrole;
+    return query select
+        'llm_owner has no members', v_wrong is null, coalesce(v_wrong, 'none'), 'Revoke it: members could change functions and storage.';
+end
+$$;
+
+comment on function llm._doctor_security() is
+'The part of llm.doctor() about row-level security and privileges.';
+
+
+create function llm._doctor_python()
+    returns setof llm.check_result
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import doctor
+return doctor.check_python()
+$$;
+
+comment on function llm._doctor_python() is
+'The part of llm.doctor() about the Python in the server.';
+
+
+create function llm._doctor_coherence()
+    returns setof llm.check_result
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import doctor
+return doctor.check_coherence()
+$$;
+
+comment on function llm._doctor_coherence() is
+'The part of llm.doctor() about the coherent caches.';
+
+
+grant execute on function
+    llm.doctor, llm._doctor_server, llm._doctor_storage, llm._doctor_security, llm._doctor_python, llm._doctor_coherence
+to llm_admin, llm_auditor;
