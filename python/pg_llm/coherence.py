@@ -98,7 +98,7 @@ class SharedFile:
 
     def begin_life(self, server_start: int, next_transaction: int) -> None:
         """Let the words begin at the present: a transaction prepared before this start, or on the old primary, raised none here."""
-        self.raise_every_word(next_transaction)
+        self.raise_every_word(next_transaction - 1)
         self.cells[_SERVER_START] = server_start
 
     def claim_slot(self, namespace: str, pid: int) -> int:
@@ -150,7 +150,8 @@ class Entry:
 class Cache:
     """A bounded cache of one kind of row. Make one per module, give it a namespace of at most 16 ASCII characters, and:
 
-    * `read(*key)` returns the value and its size in bytes, or None when it must not be cached;
+    * `read(*key)` returns the value and its size in bytes, or None when nothing may be kept; a value of None is kept, and says that the
+      table is to be asked;
     * `depends(*key)` names the rows that the value comes from, each as the key that the table's trigger raises.
     """
 
@@ -165,20 +166,27 @@ class Cache:
         self._depends = depends
         self._entries: OrderedDict[Key, Entry] = spi.session().setdefault(f"pg_llm {namespace} {__name__}", OrderedDict())
         self._shared: SharedFile | None = None
+        self._cells = memoryview(b"")
         self._bytes = 0
-        self._slot = 0
+        self._slot = self._hits = self._misses = 0
         self._max_entries = self._max_bytes = 0
         self._ttl = self._idle = 0.0
 
     def get(self, *key: str) -> Any:
         """Return the value of a key as this transaction may see it, cached or read; None when `read` gave none."""
         entry = self._entries.get(key)
-        if entry is None or not self._is_valid(entry):
+        if entry is None:
             return self._fill(key)
-        assert self._shared is not None
-        entry.used = monotonic()
+        cells = self._cells
+        for word, value in entry.words:
+            if cells[word] != value:
+                return self._fill(key)
+        now = monotonic()
+        if now >= entry.expires or now - entry.used >= self._idle:
+            return self._fill(key)
+        entry.used = now
         self._entries.move_to_end(key)
-        self._shared.cells[self._slot + _HITS] += 1
+        cells[self._misses if entry.value is None else self._hits] += 1
         return entry.value
 
     def peek(self, *key: str) -> Entry | None:
@@ -191,18 +199,17 @@ class Cache:
         return [(key, entry, self._is_valid(entry)) for key, entry in self._entries.items()]
 
     def _is_valid(self, entry: Entry) -> bool:
-        assert self._shared is not None
-        cells = self._shared.cells
-        for word, value in entry.words:
-            if cells[word] != value:
-                return False
         now = monotonic()
-        return now < entry.expires and now - entry.used < self._idle
+        return (
+            all(self._cells[word] == value for word, value in entry.words)
+            and now < entry.expires
+            and now - entry.used < self._idle
+        )
 
     def _fill(self, key: Key) -> Any:
         shared = self._attach()
         self._drop(key)
-        shared.cells[self._slot + _MISSES] += 1
+        self._cells[self._misses] += 1
 
         # The order is the protocol: the words, then the facts of the snapshot, then the row.
         words = tuple((word, shared.cells[word]) for word in (_word(self.namespace, name) for name in self._depends(*key)))
@@ -223,12 +230,11 @@ class Cache:
         return all(value < horizon for _, value in words)
 
     def _keep(self, key: Key, entry: Entry) -> None:
-        assert self._shared is not None
         self._entries[key] = entry
         self._bytes += entry.size
         while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
             self._drop(next(iter(self._entries)))
-            self._shared.cells[self._slot + _EVICTIONS] += 1
+            self._cells[self._slot + _EVICTIONS] += 1
         self._count()
 
     def _drop(self, key: Key) -> None:
@@ -238,17 +244,17 @@ class Cache:
             self._count()
 
     def _count(self) -> None:
-        assert self._shared is not None
-        self._shared.cells[self._slot + _ENTRIES] = len(self._entries)
-        self._shared.cells[self._slot + _BYTES] = self._bytes
+        self._cells[self._slot + _ENTRIES] = len(self._entries)
+        self._cells[self._slot + _BYTES] = self._bytes
 
     def _attach(self) -> SharedFile:
         shared = shared_file()
         if shared is not self._shared:
             self._entries.clear()
             self._bytes = 0
-            self._shared = shared
+            self._shared, self._cells = shared, shared.cells
             self._slot = shared.claim_slot(self.namespace, os.getpid())
+            self._hits, self._misses = self._slot + _HITS, self._slot + _MISSES
             settings = _SETTINGS.row()
             self._max_entries, self._max_bytes = settings["max_entries"], settings["max_bytes"]
             self._ttl, self._idle = settings["ttl"], settings["idle"]

@@ -12,12 +12,12 @@ _READ = spi.plan("select tenant_id, value from llm._config_to_cache($1)", "text"
 _CURRENT_TENANT = spi.plan("select llm.current_tenant() as tenant")
 
 
-def _read(tenant_id: str, key: str) -> tuple[str, int] | None:
+def _read(tenant_id: str, key: str) -> tuple[str | None, int] | None:
     row = _READ.row(key)
     # A caller who claims a tenant that is not his must not fill that tenant's cache.
-    if (row["tenant_id"] or "") != tenant_id or row["value"] is None:
+    if (row["tenant_id"] or "") != tenant_id:
         return None
-    return row["value"], len(row["value"]) + len(key)
+    return row["value"], len(row["value"] or "") + len(key)
 
 
 def _depends(tenant_id: str, key: str) -> tuple[tuple[str, str], ...]:
@@ -37,7 +37,8 @@ def cached(key: str | None, claimed_tenant: str | None) -> str | None:
 
 def is_cached(key: str | None, tenant_id: str | None) -> bool:
     """Tell whether the cache holds a valid value."""
-    return key is not None and _values.peek(tenant.verified(tenant_id) or "", key) is not None
+    entry = None if key is None else _values.peek(tenant.verified(tenant_id) or "", key)
+    return entry is not None and entry.value is not None
 
 
 def entries() -> list[tuple[str, str, datetime, bool]]:
@@ -47,5 +48,5 @@ def entries() -> list[tuple[str, str, datetime, bool]]:
     return [
         (key, entry.value, now + timedelta(seconds=entry.expires - clock), is_valid)
         for (tenant_id, key), entry, is_valid in _values.entries()
-        if tenant_id == current
+        if tenant_id == current and entry.value is not None
     ]

@@ -105,15 +105,22 @@ create function llm._config_to_cache(
 as $$
 declare
     v_value jsonb;
+    v_limit integer;
 begin
     v_value := llm._stored_config(p_key);
-    return query select llm.current_tenant(), case when pg_column_size(v_value) <= 2000 then v_value::text end;
+    v_limit := case when jsonb_typeof(v_value) in ('object', 'array') then 2000 else 64000 end;
+    tenant_id := llm.current_tenant();
+    -- The size as stored first: the text of a huge value is never made.
+    if pg_column_size(v_value) <= v_limit and octet_length(v_value::text) <= v_limit then
+        value := v_value::text;
+    end if;
+    return next;
 end
 $$;
 
 comment on function llm._config_to_cache(text) is
-'What the cache keeps of a key: the tenant that it was read for, and the value as text unless it is so large that parsing it costs more than
-reading the table.';
+'What the cache keeps of a key: the tenant that it was read for, and the value as text, or null when there is none or when parsing it (2 kB of an
+object, 64 kB of a string) costs more than reading the table.';
 
 
 create function llm.load_configs(

@@ -1,0 +1,84 @@
+"""Fixtures: one server a session, one database a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from tests.support import Client, Database
+from tools.cluster import Cluster, Installation
+
+#: Login roles that every cluster of the tests has, by the role of pg_llm that each is a member of.
+LOGINS = {"app": "llm_app", "reader": "llm_reader", "admin": "llm_admin", "auditor": "llm_auditor", "nobody": None}
+
+_numbers = count(1)
+
+
+@pytest.fixture(scope="session")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    """The server's programs with pg_llm, as this source tree builds it."""
+    return Installation(tmp_path_factory.mktemp("postgresql")).install()
+
+
+@pytest.fixture(scope="session")
+def cluster(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A running server with the login roles, and with a template database in which pg_llm is installed."""
+    with new_cluster(installation, tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def database(cluster: Cluster) -> Iterator[Database]:
+    """A database with pg_llm freshly installed."""
+    yield from new_database(cluster)
+
+
+@pytest.fixture
+def db(database: Database) -> Client:
+    """A client of the test's database, as superuser."""
+    return database.client()
+
+
+@pytest.fixture
+def app(database: Database) -> Client:
+    """A client of the test's database, as an application's role."""
+    return database.client("app")
+
+
+@pytest.fixture
+def own_cluster(installation: Installation, tmp_path: Path) -> Iterator[Cluster]:
+    """A server of the test's own, to crash, restart and reconfigure; as the fixture `cluster`."""
+    with new_cluster(installation, tmp_path / "cluster") as cluster:
+        yield cluster
+
+
+@contextmanager
+def new_cluster(installation: Installation, directory: Path, *settings: str) -> Iterator[Cluster]:
+    """Run a server with the login roles and the template database `template_llm`."""
+    with Cluster(installation, directory, "max_prepared_transactions=10", "max_connections=300", *settings) as cluster:
+        with cluster.connect() as connection:
+            connection.execute("create database template_llm")
+        with cluster.connect("template_llm") as connection:
+            connection.execute("set client_min_messages = warning")
+            connection.execute("create extension pg_llm cascade")
+            for login, role in LOGINS.items():
+                connection.execute(f"create role {login} login {f'in role {role}' if role else ''}")  # type: ignore[arg-type]
+        yield cluster
+
+
+def new_database(cluster: Cluster, template: str = "template_llm") -> Iterator[Database]:
+    """Yield a new database, and drop it."""
+    database = Database(cluster, f"test_{next(_numbers)}")
+    with cluster.connect() as connection:
+        connection.execute(f"create database {database.name} template {template}")  # type: ignore[arg-type]
+    try:
+        yield database
+    finally:
+        database.close()
+        if cluster.running():
+            with cluster.connect() as connection:
+                connection.execute(f"drop database {database.name} with (force)")  # type: ignore[arg-type]

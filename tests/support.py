@@ -1,0 +1,101 @@
+"""What tests speak in: clients of a database, and errors with their HINT and SQLSTATE."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
+
+import psycopg
+import pytest
+
+from tools.cluster import Cluster
+
+
+class Client:
+    """A connection in autocommit mode."""
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self.connection = connection
+
+    def rows(self, statement: str, *arguments: object) -> list[tuple[Any, ...]]:
+        """Run a statement and return its rows."""
+        cursor = self.connection.execute(statement, arguments or None)  # type: ignore[arg-type]
+        return cursor.fetchall() if cursor.description else []
+
+    def run(self, statement: str, *arguments: object) -> Self:
+        """Run a statement for its effect."""
+        self.rows(statement, *arguments)
+        return self
+
+    def row(self, statement: str, *arguments: object) -> tuple[Any, ...]:
+        """Return the only row of a statement."""
+        (row,) = self.rows(statement, *arguments)
+        return row
+
+    def one(self, statement: str, *arguments: object) -> Any:
+        """Return the only value of a statement."""
+        (value,) = self.row(statement, *arguments)
+        return value
+
+    def column(self, statement: str, *arguments: object) -> list[Any]:
+        """Return the first column of a statement."""
+        return [row[0] for row in self.rows(statement, *arguments)]
+
+    def transaction(self) -> Any:
+        """Return a context in which statements are one transaction (or, inside another, a savepoint)."""
+        return self.connection.transaction()
+
+    @contextmanager
+    def tenant(self, tenant: str) -> Iterator[Self]:
+        """Open a transaction that works for a tenant."""
+        with self.transaction():
+            self.run("select llm.set_tenant(%s)", tenant)
+            yield self
+
+    def close(self) -> None:
+        """Disconnect."""
+        self.connection.close()
+
+
+class Database:
+    """A database of a cluster with pg_llm in it."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self.cluster = cluster
+        self.name = name
+        self._open = ExitStack()
+
+    def client(self, user: str = "postgres") -> Client:
+        """Return a new client; it is disconnected when the test ends."""
+        client = Client(self.cluster.connect(self.name, user))
+        self._open.callback(client.close)
+        return client
+
+    def clients(self, count: int, user: str = "postgres") -> list[Client]:
+        """Return several new clients."""
+        return [self.client(user) for _ in range(count)]
+
+    def close(self) -> None:
+        """Disconnect all clients."""
+        self._open.close()
+
+
+def at_once(clients: list[Client], statement: str, *arguments: object) -> list[Any]:
+    """Run a statement on all clients at the same moment and return each one's value."""
+    with ThreadPoolExecutor(len(clients)) as pool:
+        return list(pool.map(lambda client: client.one(statement, *arguments), clients))
+
+
+@contextmanager
+def raises(
+    error: type[psycopg.Error], match: str = "", *, hint: str = "", detail: str = ""
+) -> Iterator[pytest.ExceptionInfo[psycopg.Error]]:
+    """Expect an error of the server whose message, HINT and DETAIL contain these patterns."""
+    with pytest.raises(error) as caught:
+        yield caught
+    diag = caught.value.diag
+    for pattern, found in ((match, diag.message_primary), (hint, diag.message_hint), (detail, diag.message_detail)):
+        assert re.search(pattern, found or ""), f"{pattern!r} is not in {found!r}"
