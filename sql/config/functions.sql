@@ -464,14 +464,14 @@ as $$
 begin
     return query
         select
-            key,
+            coalesce(o.key, n.key),
             case when o.value is null then 'insert' when n.value is null then 'delete' else 'update' end,
             o.value,
             n.value
         from llm.config_at(p_from) o
-        full join llm.config_at(p_to) n using (key)
+        full join llm.config_at(p_to) n on n.key = o.key
         where o.value is distinct from n.value
-        order by key;
+        order by 1;
 end
 $$;
 
