@@ -14,7 +14,8 @@ DOCS = README.md
 EXTRA_CLEAN = $(BUILD)
 
 PG_CONFIG ?= pg_config
-PGXS := $(shell $(PG_CONFIG) --pgxs)
+PGXS := $(wildcard $(shell $(PG_CONFIG) --pgxs 2>/dev/null))
+ifneq ($(PGXS),)
 include $(PGXS)
 
 packagedir = $(DESTDIR)$(pkglibdir)/pg_llm/$(EXTVERSION)
@@ -27,9 +28,9 @@ install: install-python
 # Byte-compiled here, because the server cannot write there.
 .PHONY: install-python
 install-python:
-	$(MKDIR_P) '$(packagedir)'
+	umask 022 && $(MKDIR_P) '$(packagedir)'
 	$(INSTALL_DATA) python/pg_llm/*.py '$(packagedir)/'
-	$(PYTHON) -m compileall -q --invalidation-mode unchecked-hash -s '$(DESTDIR)' '$(packagedir)'
+	umask 022 && $(PYTHON) -m compileall -q --invalidation-mode unchecked-hash -s '$(DESTDIR)' '$(packagedir)'
 
 uninstall: uninstall-python
 
@@ -37,10 +38,16 @@ uninstall: uninstall-python
 uninstall-python:
 	rm -rf '$(packagedir)'
 	-rmdir '$(dir $(packagedir))'
+else
+# A bare machine: the commands below bring a PostgreSQL of their own.
+.PHONY: all install uninstall clean
+all install uninstall clean:
+	@echo "$(PG_CONFIG) names no PGXS: install postgresql-server-dev-17 or -18, or set PG_CONFIG." >&2; exit 1
+endif
 
 # Each of these prepares what it needs: see docs/operations.md.
 
-.PHONY: demo test lint bench dist
+.PHONY: demo test lint bench reference dist
 
 demo:
 	tools/run-in-image python -m demo $(ARGS)
@@ -53,6 +60,11 @@ lint:
 
 bench:
 	tools/run-in-image python -m bench $(ARGS)
+
+reference:
+	mkdir -p $(BUILD)
+	tools/run-in-image python -m tools.reference > $(BUILD)/reference.md
+	mv $(BUILD)/reference.md docs/reference.md
 
 dist:
 	mkdir -p $(BUILD)

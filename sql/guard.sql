@@ -7,6 +7,12 @@ do $guard$
 declare
     v_offence text;
 begin
+    if current_setting('server_version_num')::integer < 170000 then
+        raise exception 'pg_llm needs PostgreSQL 17 or newer, this is %', current_setting('server_version')
+            using errcode = 'feature_not_supported',
+                  hint = 'Upgrade the server first.';
+    end if;
+
     select format('schema llm belongs to %I, who is not a superuser', n.nspowner::regrole)
     into v_offence
     from pg_namespace n

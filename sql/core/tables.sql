@@ -8,6 +8,10 @@ create table if not exists llm.schema_migrations (
     duration    interval not null
 );
 
+comment on table llm.schema_migrations is
+'What was applied to the storage, one row a step: name (a subsystem''s tables, subsystem/number_title, or storage for the whole), the version of pg_llm
+that brought it, the SHA-256 of its text, when it was applied, how long that took.';
+
 alter table llm.schema_migrations owner to llm_owner;
 grant select on llm.schema_migrations to llm_admin, llm_app, llm_reader, llm_auditor;
 
@@ -17,6 +21,9 @@ create table if not exists llm.tenant_roles (
     tenant_id   text not null check (length(tenant_id) between 1 and 100 and tenant_id <> '*'),
     created_at  timestamptz not null default now()
 );
+
+comment on table llm.tenant_roles is
+'Roles that work for one tenant only, whatever they set; see llm.bind_role(). A role sees its own row.';
 
 alter table llm.tenant_roles owner to llm_owner;
 alter table llm.tenant_roles enable row level security;
