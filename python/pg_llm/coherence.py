@@ -289,9 +289,9 @@ def is_file_lost() -> bool:
     return _attached is not None and _attached.is_deleted()
 
 
-def raise_word(namespace: str, key: list[str], transaction: int) -> None:
-    """Make every backend read a row anew that `transaction` is about to change."""
-    shared_file().raise_word(_word(namespace, tuple(key)), transaction)
+def raise_word(namespace: str, key: list[str | None], transaction: int) -> None:
+    """Make every backend read a row anew that `transaction` is about to change; a part that is null fails its constraint later."""
+    shared_file().raise_word(_word(namespace, tuple(part or "" for part in key)), transaction)
 
 
 def raise_every_word(transaction: int) -> None:

@@ -77,7 +77,7 @@ create function llm._tenant_roles_coherence()
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform llm._coherence_raise('tenant_roles', '{}', pg_current_xact_id());
+    perform llm._coherence_raise('tenant_roles'::text, '{}'::text[], pg_current_xact_id());
     return coalesce(new, old);
 end
 $$;

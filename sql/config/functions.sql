@@ -438,9 +438,9 @@ begin
             s.changed_at,
             s.tenant_id
         from (
-            select t.*, v_tenant as tenant_id from llm._config_state(v_tenant, p_at, null) t
+            select t.*, v_tenant as tenant_id from llm._config_state(v_tenant, p_at, null::bigint) t
             union all
-            select g.*, '*' from llm._config_state('*', p_at, null) g
+            select g.*, '*' from llm._config_state('*'::text, p_at, null::bigint) g
         ) s
         where starts_with(s.key, p_prefix)
         order by s.key, s.tenant_id = '*';
@@ -468,8 +468,8 @@ begin
             case when o.value is null then 'insert' when n.value is null then 'delete' else 'update' end,
             o.value,
             n.value
-        from llm.config_at(p_from) o
-        full join llm.config_at(p_to) n on n.key = o.key
+        from llm.config_at(p_from, ''::text) o
+        full join llm.config_at(p_to, ''::text) n on n.key = o.key
         where o.value is distinct from n.value
         order by 1;
 end
@@ -603,7 +603,7 @@ create function llm._config_history()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_by     text := coalesce(nullif(current_setting('role'), 'none'), session_user);
+    v_by     text := llm._acting_role();
     v_reason text := nullif(current_setting('llm.config_reason', true), '');
 begin
     if tg_op = 'DELETE' or (tg_op = 'UPDATE' and (old.tenant_id, old.key) <> (new.tenant_id, new.key)) then
@@ -637,7 +637,7 @@ create function llm._config_history_truncate()
 as $$
 begin
     insert into llm.config_history (tenant_id, key, version, operation, changed_by, reason)
-    select c.tenant_id, c.key, c.version + 1, 'delete', coalesce(nullif(current_setting('role'), 'none'), session_user), 'truncate'
+    select c.tenant_id, c.key, c.version + 1, 'delete', llm._acting_role(), 'truncate'
     from llm.config c
     order by c.tenant_id, c.key;
     return null;
@@ -688,10 +688,10 @@ create function llm._config_coherence()
 as $$
 begin
     if tg_op <> 'INSERT' then
-        perform llm._coherence_raise('config', array[old.tenant_id, old.key], pg_current_xact_id());
+        perform llm._coherence_raise('config'::text, array[old.tenant_id, old.key], pg_current_xact_id());
     end if;
     if tg_op <> 'DELETE' then
-        perform llm._coherence_raise('config', array[new.tenant_id, new.key], pg_current_xact_id());
+        perform llm._coherence_raise('config'::text, array[new.tenant_id, new.key], pg_current_xact_id());
         return new;
     end if;
     return old;
@@ -784,7 +784,7 @@ begin
     if p_key is null then
         perform llm._coherence_raise_all();
     else
-        perform llm._coherence_raise('config', array['*', p_key], pg_current_xact_id());
+        perform llm._coherence_raise('config'::text, array['*', p_key], pg_current_xact_id());
     end if;
 end
 $$;

@@ -34,7 +34,7 @@ create table if not exists llm.config_history (
 );
 
 comment on table llm.config_history is
-'Every change of llm.config: value is the new one, null for a deletion; changed_by the login role, or the role it was set to; changed_at the moment of
+'Every change of llm.config: value is the new one, null for a deletion; changed_by the login role, and the role it was set to; changed_at the moment of
 writing; transaction_id the writer, on this server.';
 
 -- "what was this key, or all keys, at that time"
@@ -45,13 +45,13 @@ create index if not exists config_history_by_transaction on llm.config_history (
 -- Transactions that this server has not begun yet are another server's, whose dump was restored here: they are long over.
 update llm.config_history set transaction_id = '3' where transaction_id >= pg_snapshot_xmax(pg_current_snapshot());
 
-select llm._protect_tenant_table('llm.config');
+select llm._protect_tenant_table('llm.config'::regclass, 'select, insert, update, delete'::text);
 drop policy if exists global_values on llm.config;
 create policy global_values on llm.config for select using (tenant_id = '*');
 drop policy if exists global_administration on llm.config;
 create policy global_administration on llm.config to llm_admin using (tenant_id = '*') with check (tenant_id = '*');
 
-select llm._protect_tenant_table('llm.config_history', p_app_privileges => 'select');
+select llm._protect_tenant_table('llm.config_history'::regclass, 'select'::text);
 drop policy if exists global_values on llm.config_history;
 create policy global_values on llm.config_history for select using (tenant_id = '*');
 drop policy if exists written_by_trigger on llm.config_history;

@@ -129,6 +129,28 @@ comment on function llm.clean_jsonb(text) is
 marked as llm.clean_text marks them. p_json: one JSON value. Errors: invalid_text_representation when it is not JSON.';
 
 
+create function llm._bound_tenant()
+    returns text
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text;
+begin
+    -- The login role first: SET ROLE to a group that it is a member of must not set it free.
+    select r.tenant_id into v_tenant from llm.tenant_roles r where r.role_name = session_user;
+    if not found and current_user <> session_user then
+        select r.tenant_id into v_tenant from llm.tenant_roles r where r.role_name = current_user;
+    end if;
+    return v_tenant;
+end
+$$;
+
+comment on function llm._bound_tenant() is
+'The tenant that llm.tenant_roles binds the login role, else the current role, to; null when neither is bound.';
+
+
 create function llm.current_tenant()
     returns text
     language plpgsql
@@ -137,16 +159,15 @@ create function llm.current_tenant()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_tenant text;
+    v_tenant text := llm._bound_tenant();
 begin
-    select r.tenant_id into v_tenant from llm.tenant_roles r where r.role_name = current_user;
-    if found then
+    if v_tenant is not null then
         return v_tenant;
     end if;
 
-    -- After a transaction with SET LOCAL a setting is '', not null.
+    -- After a transaction with SET LOCAL a setting is '', not null. What is global is nobody's tenant.
     v_tenant := nullif(current_setting('llm.tenant', true), '');
-    if v_tenant is not null
+    if v_tenant = '*' or v_tenant is not null
         and current_setting('llm.tenant_set_at', true) is distinct from date_part('epoch', now())::text
     then
         raise exception 'tenant % was not set by llm.set_tenant() in this transaction', v_tenant
@@ -159,7 +180,7 @@ end
 $$;
 
 comment on function llm.current_tenant() is
-'The tenant that this transaction works for, or null: that of the current role in llm.tenant_roles, else the one given to llm.set_tenant.
+'The tenant that this transaction works for, or null: that of the login or current role in llm.tenant_roles, else the one given to llm.set_tenant.
 Errors: object_not_in_prerequisite_state when llm.tenant was set in any other way.';
 
 
@@ -217,11 +238,11 @@ begin
                   hint = 'A tenant is 1 to 100 printable characters; * stands for what is global.';
     end if;
 
-    select r.tenant_id into v_bound from llm.tenant_roles r where r.role_name = current_user;
+    v_bound := llm._bound_tenant();
     if v_bound <> p_tenant then
-        raise exception 'role % works for tenant % only', current_user, v_bound
+        raise exception 'role % works for tenant % only', session_user, v_bound
             using errcode = 'insufficient_privilege',
-                  hint = 'The row of this role in llm.tenant_roles decides; llm_admin can change it.';
+                  hint = 'llm.tenant_roles decides, for the login role first; llm_admin can change it.';
     end if;
 
     perform set_config('llm.tenant', p_tenant, true);
@@ -266,6 +287,19 @@ comment on function llm.bind_role(name, text) is
 unbind. For llm_admin. Errors: undefined_object when there is no such role; check_violation for a bad tenant.';
 
 
+create function llm._acting_role()
+    returns text
+    language sql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select session_user || coalesce(' as ' || nullif(current_setting('role'), 'none'), '')
+$$;
+
+comment on function llm._acting_role() is
+'Who acts, for history: the login role, and the role that it was set to, such as app or app as llm_admin. Also right inside security definer.';
+
+
 create function llm._protect_tenant_table(
     p_table          regclass,
     p_app_privileges text default 'select, insert, update, delete'
@@ -289,7 +323,7 @@ end
 $$;
 
 comment on function llm._protect_tenant_table(regclass, text) is
-'What every table with a tenant_id gets: owner, forced row-level security by tenant, grants. Row-level security evaluates the tenant once a
+'What every table with a tenant_id gets: owner, forced row-level security by tenant, grants (p_app_privileges: those of llm_admin and llm_app). Row-level security evaluates the tenant once a
 statement, because the policy asks for it in a sub-select.';
 
 
@@ -480,7 +514,7 @@ begin
         return next llm._record_migration(v_step.name, v_step.version, v_step.checksum, clock_timestamp());
     end loop;
 
-    perform llm._record_migration('storage', llm.version(), llm._storage_checksum(), clock_timestamp());
+    perform llm._record_migration('storage'::text, llm.version(), llm._storage_checksum(), clock_timestamp());
     perform llm._coherence_raise_all();
 end
 $$;
@@ -573,8 +607,9 @@ comment on function llm._forget_setup() is
 
 grant execute on function
     llm._boot, llm.version, llm.uuid_v7, llm.clean_text, llm.original_bytes, llm.clean_jsonb,
-    llm.current_tenant, llm._claimed_tenant, llm._any_role_is_bound, llm.set_tenant, llm._require_storage, llm._storage_checksum
+    llm._bound_tenant, llm.current_tenant, llm._claimed_tenant, llm._any_role_is_bound, llm.set_tenant, llm._require_storage, llm._storage_checksum
 to llm_owner, llm_admin, llm_app, llm_reader, llm_auditor;
 
 grant execute on function llm._writable_tenant, llm._may_write_global to llm_admin, llm_app;
+grant execute on function llm._acting_role to llm_owner;
 grant execute on function llm.bind_role to llm_admin;

@@ -29,9 +29,9 @@ alter table llm.tenant_roles owner to llm_owner;
 alter table llm.tenant_roles enable row level security;
 alter table llm.tenant_roles force row level security;
 
--- A role may learn its own tenant only.
+-- A role may learn its own tenant only, also after SET ROLE.
 drop policy if exists own_binding on llm.tenant_roles;
-create policy own_binding on llm.tenant_roles for select using (role_name = current_user);
+create policy own_binding on llm.tenant_roles for select using (role_name in (session_user, current_user));
 drop policy if exists any_binding on llm.tenant_roles;
 create policy any_binding on llm.tenant_roles for select to llm_owner using (true);
 drop policy if exists administration on llm.tenant_roles;

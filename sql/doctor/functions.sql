@@ -224,6 +224,20 @@ begin
         coalesce(v_wrong, 'all'),
         'Security definer functions belong to llm_owner, all others to a superuser. Install pg_llm anew.';
 
+    select string_agg(case a.grantee when 0 then 'PUBLIC' else a.grantee::regrole::text end, ', ')
+    into v_wrong
+    from pg_namespace n
+    cross join aclexplode(n.nspacl) a
+    left join pg_roles r on r.oid = a.grantee
+    where n.nspname = 'llm'
+        and a.privilege_type = 'CREATE'
+        and r.rolsuper is not true;
+    return query select
+        'only superusers create in schema llm',
+        v_wrong is null,
+        coalesce(v_wrong, 'nobody else'),
+        'Revoke it: an object put beside ours can be called in its place.';
+
     select string_agg(format('%s has member %s', m.roleid::regrole, m.member::regrole), ', ')
     into v_wrong
     from pg_auth_members m
