@@ -1,7 +1,7 @@
 # The one definition of the environment.
 #   docker build -t pg_llm .                                                     the server with pg_llm, PostgreSQL 17
 #   docker build -t pg_llm --build-arg PG_MAJOR=18 --build-arg RELEASE=forky .   the same, PostgreSQL 18
-# The stage `test` is what tools/run-in-image runs in; it holds tools only, so that it need not be rebuilt when the source changes.
+# The stage `test` is where tools/run-in-image runs; it holds tools only, so that a change of the source does not rebuild it.
 # Few RUN lines on purpose: a storage driver without overlays copies the whole image for each.
 
 ARG RELEASE=trixie
@@ -10,10 +10,13 @@ FROM debian:${RELEASE}-slim AS runtime
 ARG RELEASE
 ARG PG_MAJOR=17
 ENV LANG=C.UTF-8 PATH=/usr/lib/postgresql/${PG_MAJOR}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-# Debian testing is used as a frozen copy here and there, whose Release file has expired: accepted for it alone.
+# The user's number is fixed because it owns the files of a volume, which may outlive this image.
+# Mirrors with a frozen copy of Debian testing have an expired Release file: accepted for testing alone.
 RUN set -eu; \
     export DEBIAN_FRONTEND=noninteractive; \
     if [ "$RELEASE" = forky ]; then echo 'Acquire::Check-Valid-Until "false";' > /etc/apt/apt.conf.d/90frozen-release; fi; \
+    groupadd --system --gid 999 postgres; \
+    useradd --system --uid 999 --gid postgres --home-dir /var/lib/postgresql --shell /bin/bash postgres; \
     mkdir -p /etc/postgresql-common/createcluster.d; \
     echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.d/image.conf; \
     apt-get update -q; \

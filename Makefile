@@ -10,7 +10,6 @@ UPGRADES = $(patsubst sql/upgrades/%,$(BUILD)/pg_llm--%,$(wildcard sql/upgrades/
 SOURCES = $(shell find sql -name '*.sql') sql/MANIFEST pg_llm.control tools/build.py
 
 DATA_built = $(SCRIPT) $(UPGRADES)
-DOCS = README.md
 EXTRA_CLEAN = $(BUILD)
 
 PG_CONFIG ?= pg_config

@@ -31,7 +31,7 @@ def ask(connection: psycopg.Connection, tenant: str, statement: str, *arguments:
     """Run a statement for a tenant, in a transaction of its own."""
     with connection.transaction():
         connection.execute("select llm.set_tenant(%s)", [tenant])
-        cursor = connection.execute(statement, arguments or None)  # type: ignore[arg-type]
+        cursor = connection.execute(statement, arguments or None)
         return cursor.fetchall() if cursor.description else []
 
 

@@ -94,7 +94,7 @@ begin
         if v_offence is not null then
             raise exception 'pg_llm is not installed: role % exists, but %', v_role, v_offence
                 using errcode = 'insufficient_privilege',
-                      hint = format('Roles are shared by all databases of the server. Drop role %s, or make it a plain NOLOGIN role that only superusers administer.', v_role);
+                      hint = format('Drop role %s, or make it a plain NOLOGIN role that only superusers administer.', v_role);
         end if;
     end loop;
 

@@ -66,7 +66,7 @@ def new_cluster(installation: Installation, directory: Path, *settings: str) -> 
             connection.execute("set client_min_messages = warning")
             connection.execute("create extension pg_llm cascade")
             for login, role in LOGINS.items():
-                connection.execute(f"create role {login} login {f'in role {role}' if role else ''}")  # type: ignore[arg-type]
+                connection.execute(f"create role {login} login {f'in role {role}' if role else ''}")
         yield cluster
 
 
@@ -74,11 +74,11 @@ def new_database(cluster: Cluster, template: str = "template_llm") -> Iterator[D
     """Yield a new database, and drop it."""
     database = Database(cluster, f"test_{next(_numbers)}")
     with cluster.connect() as connection:
-        connection.execute(f"create database {database.name} template {template}")  # type: ignore[arg-type]
+        connection.execute(f"create database {database.name} template {template}")
     try:
         yield database
     finally:
         database.close()
         if cluster.running():
             with cluster.connect() as connection:
-                connection.execute(f"drop database {database.name} with (force)")  # type: ignore[arg-type]
+                connection.execute(f"drop database {database.name} with (force)")

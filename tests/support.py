@@ -22,7 +22,7 @@ class Client:
 
     def rows(self, statement: str, *arguments: object) -> list[tuple[Any, ...]]:
         """Run a statement and return its rows."""
-        cursor = self.connection.execute(statement, arguments or None)  # type: ignore[arg-type]
+        cursor = self.connection.execute(statement, arguments or None)
         return cursor.fetchall() if cursor.description else []
 
     def run(self, statement: str, *arguments: object) -> Self:

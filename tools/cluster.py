@@ -71,6 +71,7 @@ class Cluster(PostgreSQLExecutor):
         directory.mkdir(parents=True, exist_ok=True)
         self.installation = installation
         self.directory = directory
+        self.settings = settings
         super().__init__(
             executable=str(installation.bindir / "pg_ctl"),
             host="127.0.0.1",
@@ -100,6 +101,13 @@ class Cluster(PostgreSQLExecutor):
         """Return the server's log so far."""
         return Path(self.logfile).read_text()
 
+    def start(self) -> Self:
+        """Start the server and wait until it takes connections: `pg_ctl -w` ends then."""
+        super().start()
+        if self.process:
+            self.process.wait()
+        return self
+
     def crash(self) -> None:
         """Stop the server as a power cut would: no checkpoint, no clean-up. It recovers at the next start()."""
         self.program("pg_ctl", "stop", "-s", "-m", "immediate", "-D", self.datadir)
@@ -111,7 +119,7 @@ class Cluster(PostgreSQLExecutor):
 
     def standby(self, directory: Path) -> Cluster:
         """Return a started streaming standby of this server."""
-        standby = Cluster(self.installation, directory)
+        standby = Cluster(self.installation, directory, *self.settings)
         self.program("pg_basebackup", "-D", standby.datadir, "-R", "-c", "fast")
         Path(standby.datadir).chmod(0o700)
         standby._directory_initialised = True

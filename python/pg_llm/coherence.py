@@ -45,16 +45,18 @@ _FACTS = spi.plan(
     select
         pg_is_in_recovery() as in_recovery,
         pg_snapshot_xmin(pg_current_snapshot())::text as horizon,
-        pg_snapshot_xmax(pg_current_snapshot())::text as next_transaction,
         (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as server_start
     """
 )
 
+# Not the end of the snapshot: in REPEATABLE READ that is older than what this server did not see being written.
+_NEWEST_TRANSACTION = spi.plan("select pg_current_xact_id()::text as transaction")
+
 _SETTINGS = spi.plan(
     """
     select
-        coalesce(nullif(current_setting('llm.coherence_max_entries', true), ''), '10000')::integer as max_entries,
-        pg_size_bytes(coalesce(nullif(current_setting('llm.coherence_max_bytes', true), ''), '10 MB')) as max_bytes,
+        greatest(coalesce(nullif(current_setting('llm.coherence_max_entries', true), ''), '10000')::integer, 0) as max_entries,
+        greatest(pg_size_bytes(coalesce(nullif(current_setting('llm.coherence_max_bytes', true), ''), '10 MB')), 0) as max_bytes,
         extract(epoch from coalesce(nullif(current_setting('llm.coherence_ttl', true), ''), '1 hour')::interval)::double precision as ttl,
         extract(epoch from coalesce(nullif(current_setting('llm.coherence_idle', true), ''), '30 min')::interval)::double precision as idle
     """
@@ -70,11 +72,15 @@ class SharedFile:
 
     def __init__(self) -> None:
         self._file = os.open(PATH, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with self._locked():
-            if os.fstat(self._file).st_size < _LENGTH:
-                # A sparse file on a full disk would kill the server at the first write to it (SIGBUS).
-                os.posix_fallocate(self._file, 0, _LENGTH)
-        self.cells = memoryview(mmap.mmap(self._file, _LENGTH)).cast("Q")
+        try:
+            with self._locked():
+                if os.fstat(self._file).st_size < _LENGTH:
+                    # A sparse file on a full disk would kill the server at the first write to it (SIGBUS).
+                    os.posix_fallocate(self._file, 0, _LENGTH)
+            self.cells = memoryview(mmap.mmap(self._file, _LENGTH)).cast("Q")
+        except OSError:
+            self.close()
+            raise
 
     def is_deleted(self) -> bool:
         """Tell whether other backends may use another file by now."""
@@ -96,20 +102,20 @@ class SharedFile:
             for word in range(WORDS):
                 self.cells[word] = max(self.cells[word], transaction)
 
-    def begin_life(self, server_start: int, next_transaction: int) -> None:
+    def begin_life(self, server_start: int, newest_transaction: int) -> None:
         """Let the words begin at the present: a transaction prepared before this start, or on the old primary, raised none here."""
-        self.raise_every_word(next_transaction - 1)
+        self.raise_every_word(newest_transaction)
         self.cells[_SERVER_START] = server_start
 
     def claim_slot(self, namespace: str, pid: int) -> int:
-        """Return the first cell of a counter slot for this backend: its own, else one that a backend left, else a fresh one."""
+        """Return the first cell of a counter slot for this backend: one of this namespace that a backend left, else a fresh one, else any left."""
         name = _namespace_cells(namespace)
         with self._locked():
             used = list(self.slots())
             left = [slot for slot, cells in used if not _is_alive(cells[_PID])]
             same = [slot for slot in left if (self.cells[slot + _NAMESPACE], self.cells[slot + _NAMESPACE_REST]) == name]
-            fresh = _FIRST_SLOT + min(len(used), SLOTS - 1) * _SLOT_WIDTH
-            slot = next(iter(same or left), fresh)
+            fresh = [_FIRST_SLOT + len(used) * _SLOT_WIDTH] if len(used) < SLOTS else []
+            slot = next(iter(same or fresh or left), _FIRST_SLOT + (SLOTS - 1) * _SLOT_WIDTH)
             if slot not in same:
                 self.cells[slot + _NAMESPACE], self.cells[slot + _NAMESPACE_REST] = name
                 self.cells[slot + _HITS] = self.cells[slot + _MISSES] = self.cells[slot + _EVICTIONS] = 0
@@ -224,12 +230,14 @@ class Cache:
 
     def _is_settled(self, shared: SharedFile, words: tuple[tuple[int, int], ...], facts: dict[str, Any]) -> bool:
         if shared.cells[_SERVER_START] != facts["server_start"]:
-            shared.begin_life(facts["server_start"], int(facts["next_transaction"]))
+            shared.begin_life(facts["server_start"], int(_NEWEST_TRANSACTION.row()["transaction"]))
             return False
         horizon = int(facts["horizon"])
         return all(value < horizon for _, value in words)
 
     def _keep(self, key: Key, entry: Entry) -> None:
+        if entry.size > self._max_bytes:
+            return
         self._entries[key] = entry
         self._bytes += entry.size
         while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
@@ -334,7 +342,7 @@ def _is_alive(pid: int) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # gone; or another user's, who got its number
         return False
     return True
 

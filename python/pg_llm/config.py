@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from sys import getsizeof
 from time import monotonic
 
 from . import spi, tenant
@@ -17,7 +18,7 @@ def _read(tenant_id: str, key: str) -> tuple[str | None, int] | None:
     # A caller who claims a tenant that is not his must not fill that tenant's cache.
     if (row["tenant_id"] or "") != tenant_id:
         return None
-    return row["value"], len(row["value"] or "") + len(key)
+    return row["value"], getsizeof(row["value"]) + getsizeof(key)
 
 
 def _depends(tenant_id: str, key: str) -> tuple[tuple[str, str], ...]:

@@ -43,7 +43,7 @@ def check_coherence() -> list[Check]:
             "caches share one file",
             not coherence.is_file_lost(),
             coherence.PATH,
-            "The file was removed under the running server. Restart it: until then a backend may answer from an old cache for up to llm.coherence_ttl.",
+            "The file was removed under the running server. Restart it: until then old answers may last for up to llm.coherence_ttl.",
         )
     ]
 

@@ -238,7 +238,7 @@ begin
     select c.version into v_version from llm.config c where c.tenant_id = p_tenant and c.key = p_key;
     raise exception 'configuration key % is not at version %', p_key, p_expected_version
         using errcode = 'serialization_failure',
-              detail = coalesce(format('Its version is %s.', v_version), 'It does not exist (version 0).'),
+              detail = coalesce('Its version is ' || v_version || '.', 'It does not exist (version 0).'),
               hint = 'Load it again, decide again, and save with that version.';
 end
 $$;
@@ -407,7 +407,7 @@ as $$
         where h.tenant_id = p_tenant
             and h.changed_at <= coalesce(p_at, 'infinity')
             and h.id <= coalesce(p_change, 9223372036854775807)
-        order by h.key, h.id desc
+        order by h.key, h.version desc
     ) s
     where s.operation <> 'delete'
 $$;
@@ -492,8 +492,8 @@ create function llm.rollback_config(
 as $$
 declare
     v_tenant  text;
-    v_deleted bigint;
-    v_saved   bigint;
+    v_changes bigint := 0;
+    v_step    record;
 begin
     perform llm._require_storage();
     v_tenant := llm._writable_tenant();
@@ -512,31 +512,34 @@ begin
 
     perform set_config('llm.config_reason',
                        coalesce(p_reason, 'rollback to ' || coalesce('change ' || p_change, p_at::text)), true);
-    delete from llm.config c
-    where c.tenant_id = v_tenant
-        and c.key = coalesce(p_key, c.key)
-        and not exists (select from llm._config_state(v_tenant, p_at, p_change) s where s.key = c.key);
-    get diagnostics v_deleted = row_count;
-
-    insert into llm.config as c (tenant_id, key, value, description)
-    select v_tenant, s.key, s.value, s.description
-    from llm._config_state(v_tenant, p_at, p_change) s
-    where s.key = coalesce(p_key, s.key)
-        and not exists (select from llm.config o where o.tenant_id = v_tenant and o.key = s.key
-                        and o.value = s.value and o.description is not distinct from s.description)
-    order by s.key
-    on conflict (tenant_id, key) do update
-        set value = excluded.value,
-            description = excluded.description;
-    get diagnostics v_saved = row_count;
+    -- In order of keys, deletions among them: as llm.save_configs, so that neither deadlocks with the other.
+    for v_step in
+        select coalesce(c.key, s.key) as key, s.key is null as is_gone, s.value, s.description
+        from (select * from llm.config where tenant_id = v_tenant) c
+        full join llm._config_state(v_tenant, p_at, p_change) s using (key)
+        where coalesce(c.key, s.key) = coalesce(p_key, c.key, s.key)
+            and (c.value, c.description) is distinct from (s.value, s.description)
+        order by 1
+    loop
+        if v_step.is_gone then
+            delete from llm.config c where c.tenant_id = v_tenant and c.key = v_step.key;
+        else
+            insert into llm.config as c (tenant_id, key, value, description)
+            values (v_tenant, v_step.key, v_step.value, v_step.description)
+            on conflict (tenant_id, key) do update
+                set value = excluded.value,
+                    description = excluded.description;
+        end if;
+        v_changes := v_changes + 1;
+    end loop;
     perform set_config('llm.config_reason', '', true);
-    return v_deleted + v_saved;
+    return v_changes;
 end
 $$;
 
 comment on function llm.rollback_config(bigint, timestamptz, text, text) is
-'Brings the tenant''s values back to what they were, as new changes: history stays. p_change: after that change; or p_at: at that time; p_key: this key
-only, null for all; p_reason: for the history, by default the target. Returns how many keys changed.
+'Brings the tenant''s values back to what they were, as new changes: history stays. p_change: after that change; or p_at: at that time;
+p_key: this key only, null for all; p_reason: for the history, by default the target. Returns how many keys changed.
 Errors: invalid_parameter_value without a target or with two; no_data_found for an unknown change; as llm.save_config.';
 
 
@@ -605,12 +608,22 @@ as $$
 declare
     v_by     text := llm._acting_role();
     v_reason text := nullif(current_setting('llm.config_reason', true), '');
+    v_moved  boolean := tg_op = 'UPDATE' and (old.tenant_id, old.key) <> (new.tenant_id, new.key);
 begin
-    if tg_op = 'DELETE' or (tg_op = 'UPDATE' and (old.tenant_id, old.key) <> (new.tenant_id, new.key)) then
+    if tg_op = 'DELETE' or v_moved then
         insert into llm.config_history (tenant_id, key, version, operation, changed_by, reason)
         values (old.tenant_id, old.key, old.version + 1, 'delete', v_by, v_reason);
     end if;
     if tg_op <> 'DELETE' then
+        -- A new key waits for a transaction that deletes it, after llm._config_version() has counted.
+        if (tg_op = 'INSERT' or v_moved)
+            and exists (select from llm.config_history h
+                        where h.tenant_id = new.tenant_id and h.key = new.key and h.version >= new.version)
+        then
+            raise exception 'configuration key % was deleted at the same time', new.key
+                using errcode = 'serialization_failure',
+                      hint = 'Try again.';
+        end if;
         insert into llm.config_history (tenant_id, key, value, description, version, operation, changed_by, reason)
         values (new.tenant_id, new.key, new.value, new.description, new.version, lower(tg_op), v_by, v_reason);
     end if;
@@ -640,6 +653,9 @@ begin
     select c.tenant_id, c.key, c.version + 1, 'delete', llm._acting_role(), 'truncate'
     from llm.config c
     order by c.tenant_id, c.key;
+    if found and current_setting('llm.config_notify', true) = 'on' then
+        perform pg_notify('llm_config', '');
+    end if;
     return null;
 end
 $$;
@@ -807,7 +823,8 @@ return config.entries()
 $$;
 
 comment on function llm.config_cache() is
-'What this backend''s cache holds for the current tenant: expires_at is the latest moment at which it is read anew; valid is false once the row changed.';
+'What this backend''s cache holds for the current tenant: expires_at is the latest moment at which it is read anew; valid is false once the
+row changed.';
 
 
 grant execute on function

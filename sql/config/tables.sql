@@ -34,11 +34,11 @@ create table if not exists llm.config_history (
 );
 
 comment on table llm.config_history is
-'Every change of llm.config: value is the new one, null for a deletion; changed_by the login role, and the role it was set to; changed_at the moment of
-writing; transaction_id the writer, on this server.';
+'Every change of llm.config: value is the new one, null for a deletion; changed_by the login role, and the role it was set to; changed_at the
+moment of writing; transaction_id the writer, on this server.';
 
--- "what was this key, or all keys, at that time"
-create index if not exists config_history_by_key on llm.config_history (tenant_id, key, id desc);
+-- "what was this key, or all keys, at that time"; and no version is ever two values
+create unique index if not exists config_history_by_version on llm.config_history (tenant_id, key, version desc);
 -- "what changed since", in an order in which nothing can appear behind the reader
 create index if not exists config_history_by_transaction on llm.config_history (transaction_id, id);
 
@@ -51,11 +51,16 @@ create policy global_values on llm.config for select using (tenant_id = '*');
 drop policy if exists global_administration on llm.config;
 create policy global_administration on llm.config to llm_admin using (tenant_id = '*') with check (tenant_id = '*');
 
+drop policy if exists read_by_trigger on llm.config;
+create policy read_by_trigger on llm.config for select to llm_owner using (true);
+
 select llm._protect_tenant_table('llm.config_history'::regclass, 'select'::text);
 drop policy if exists global_values on llm.config_history;
 create policy global_values on llm.config_history for select using (tenant_id = '*');
 drop policy if exists written_by_trigger on llm.config_history;
 create policy written_by_trigger on llm.config_history for insert to llm_owner with check (true);
+drop policy if exists read_by_trigger on llm.config_history;
+create policy read_by_trigger on llm.config_history for select to llm_owner using (true);
 
 create or replace trigger coherence
     before insert or update or delete on llm.config

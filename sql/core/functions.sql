@@ -323,8 +323,8 @@ end
 $$;
 
 comment on function llm._protect_tenant_table(regclass, text) is
-'What every table with a tenant_id gets: owner, forced row-level security by tenant, grants (p_app_privileges: those of llm_admin and llm_app). Row-level security evaluates the tenant once a
-statement, because the policy asks for it in a sub-select.';
+'What every table with a tenant_id gets: owner, forced row-level security by tenant, grants (p_app_privileges: those of llm_admin and
+llm_app). Row-level security evaluates the tenant once a statement, because the policy asks for it in a sub-select.';
 
 
 create function llm._may_write_global()
@@ -353,7 +353,7 @@ begin
         raise exception 'no tenant is set'
             using errcode = 'object_not_in_prerequisite_state',
                   detail = 'Without a tenant only llm_admin may write: the values are then global.',
-                  hint = 'Run: select llm.set_tenant(''…''); as the first statement of the transaction, or have the role bound with llm.bind_role().';
+                  hint = 'Run: select llm.set_tenant(''…''); as the first statement of the transaction, or llm.bind_role() for the role.';
     end if;
     return coalesce(v_tenant, '*');
 end

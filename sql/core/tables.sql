@@ -9,8 +9,8 @@ create table if not exists llm.schema_migrations (
 );
 
 comment on table llm.schema_migrations is
-'What was applied to the storage, one row a step: name (a subsystem''s tables, subsystem/number_title, or storage for the whole), the version of pg_llm
-that brought it, the SHA-256 of its text, when it was applied, how long that took.';
+'What was applied to the storage, one row a step: name (a subsystem''s tables, subsystem/number_title, or storage for the whole), the version
+of pg_llm that brought it, the SHA-256 of its text, when it was applied, how long that took.';
 
 alter table llm.schema_migrations owner to llm_owner;
 grant select on llm.schema_migrations to llm_admin, llm_app, llm_reader, llm_auditor;
