@@ -48,10 +48,13 @@ RUN --mount=type=secret,id=ca --mount=type=secret,id=pip set -eu; \
 ENV PATH=/opt/venv/bin:${PATH}
 
 
-FROM test AS build
+FROM runtime AS build
 ARG PG_MAJOR=17
 COPY . /src
-RUN make -C /src install DESTDIR=/out PG_CONFIG=/usr/lib/postgresql/$PG_MAJOR/bin/pg_config
+RUN set -eu; \
+    apt-get update -q; \
+    DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends make postgresql-server-dev-$PG_MAJOR; \
+    make -C /src install DESTDIR=/out PG_CONFIG=/usr/lib/postgresql/$PG_MAJOR/bin/pg_config
 
 
 FROM runtime

@@ -46,6 +46,10 @@ begin
             union all select 'pg_opfamily'::regclass, oid, opfowner, opfnamespace from pg_opfamily
             union all select 'pg_collation'::regclass, oid, collowner, collnamespace from pg_collation
             union all select 'pg_conversion'::regclass, oid, conowner, connamespace from pg_conversion
+            union all select 'pg_ts_config'::regclass, oid, cfgowner, cfgnamespace from pg_ts_config
+            union all select 'pg_ts_dict'::regclass, oid, dictowner, dictnamespace from pg_ts_dict
+            union all select 'pg_ts_parser'::regclass, oid, 10, prsnamespace from pg_ts_parser
+            union all select 'pg_ts_template'::regclass, oid, 10, tmplnamespace from pg_ts_template
             union all select 'pg_statistic_ext'::regclass, oid, stxowner, stxnamespace from pg_statistic_ext
         ) o
         where o.namespace = to_regnamespace('llm')

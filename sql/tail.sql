@@ -1,2 +1,11 @@
--- Nothing is executable by PUBLIC: each functions.sql grants what its roles need.
-revoke all on all functions in schema llm from public;
+-- Nothing is executable by PUBLIC, also not what functions.sql grants to nobody.
+
+do $privileges$
+declare
+    v_function regprocedure;
+begin
+    for v_function in select oid from pg_proc where pronamespace = 'llm'::regnamespace and proacl is null loop
+        execute format('revoke all on function %s from public', v_function);
+    end loop;
+end
+$privileges$;

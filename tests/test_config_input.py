@@ -135,7 +135,7 @@ def test_a_read_only_transaction_reads_but_writes_nothing(db: Client, call: str)
 
 
 def test_nothing_works_without_its_storage(db: Client, app: Client) -> None:
-    db.run(SAVE, "k", Jsonb(1)).run("update llm.schema_migrations set checksum = '' where name = 'storage'")
+    db.run(SAVE, "k", Jsonb(1)).run("update llm.schema_migrations set checksum = '' where name = 'pg_llm'")
     for name in ("load_config", "load_configs", "config_access", "config_at", "watch_config", "save_config", "save_configs", "delete_config"):
         with raises(errors.ObjectNotInPrerequisiteState, "the storage of pg_llm is at", hint=r"select llm\.setup\(\)"), app.tenant("acme"):
             app.run(f"select {CALLS[name]}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,24 +73,26 @@ def install_script() -> str:
 
 def upgrade_script(by_hand: Path) -> str:
     """Return the text of pg_llm--A--B.sql."""
-    code = (_CREATE_FUNCTION.sub(r"create or replace \1", _CREATE_TYPE.sub("", part)) for part in _code())
-    return _assembled([_read("head.sql"), by_hand.read_text(), *code, _read("tail.sql")])
+    return _assembled([_read("head.sql"), by_hand.read_text(), *_code(_replacing), _read("tail.sql")])
 
 
-def _code() -> list[str]:
-    return [_storage_functions(), *(_read(f"{name}/functions.sql") for name in subsystems())]
+def _replacing(source: str) -> str:
+    return _CREATE_FUNCTION.sub(r"create or replace \1", _CREATE_TYPE.sub("", source))
 
 
-def _storage_functions() -> str:
+def _code(edit: Callable[[str], str] = str) -> list[str]:
+    functions = [edit(_read(f"{name}/functions.sql")) for name in subsystems()]
+    return [_with_storage_scripts(edit(_read("storage/scripts.sql"))), *functions]
+
+
+def _with_storage_scripts(source: str) -> str:
     scripts = storage_scripts()
     rows = ",\n".join(
         f"        ({position}, '{script.kind}', '{script.name}', '{script.version}', '{script.checksum}', $script${script.text}$script$)"
         for position, script in enumerate(scripts)
     )
     overall = hashlib.sha256("".join(script.checksum for script in scripts).encode()).hexdigest()
-    return (
-        _read("storage.sql").replace("        @STORAGE_SCRIPTS@", rows).replace("@STORAGE_CHECKSUM@", overall)
-    )
+    return source.replace("        @STORAGE_SCRIPTS@", rows).replace("@STORAGE_CHECKSUM@", overall)
 
 
 def _assembled(parts: list[str]) -> str:

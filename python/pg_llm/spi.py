@@ -20,10 +20,10 @@ class Error(plpy.Error):
         self.detail = detail
 
 
-class InvalidText(Error):
-    """Text that is not what its type demands."""
+class UndefinedFile(Error):
+    """A file of the installation is missing."""
 
-    sqlstate = "22P02"
+    sqlstate = "58P01"
 
 
 class InputOutput(Error):

@@ -68,26 +68,6 @@ comment on function llm._coherence_truncate() is
 'Trigger for TRUNCATE of a cached table.';
 
 
--- security definer: as llm._coherence_truncate().
-create function llm._tenant_roles_coherence()
-    returns trigger
-    language plpgsql
-    volatile
-    security definer
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    perform llm._coherence_raise('tenant_roles'::text, '{}'::text[], pg_current_xact_id());
-    return coalesce(new, old);
-end
-$$;
-
-alter function llm._tenant_roles_coherence() owner to llm_owner;
-
-comment on function llm._tenant_roles_coherence() is
-'Trigger of llm.tenant_roles: any change concerns the one cached answer, whether a role is bound at all.';
-
-
 create function llm.coherence_stats()
     returns table (
         namespace  text,
@@ -112,5 +92,11 @@ comment on function llm.coherence_stats() is
 evictions since the server''s shared file was made; hits / (hits + misses), null before the first read.';
 
 
-grant execute on function llm._coherence_raise, llm._coherence_raise_all, llm._coherence_raise_every_word to llm_owner;
-grant execute on function llm.coherence_stats to llm_admin, llm_app, llm_reader, llm_auditor;
+select llm._grant_execute(
+    array['llm_owner'],
+    '_coherence_raise', '_coherence_raise_all', '_coherence_raise_every_word'
+);
+select llm._grant_execute(
+    array['llm_admin', 'llm_app', 'llm_reader', 'llm_auditor'],
+    'coherence_stats'
+);

@@ -571,7 +571,7 @@ begin
                       hint = 'Start again without p_after, and read the present values with llm.load_configs().';
         end if;
     end if;
-    if exists (select from llm.config_history h where h.transaction_id >= pg_snapshot_xmax(pg_current_snapshot())) then
+    if not llm._storage_is_of_this_server() then
         raise exception 'the configuration history was restored from another server'
             using errcode = 'object_not_in_prerequisite_state',
                   hint = 'As a superuser run: select llm.setup(); then start again without p_after.';
@@ -827,13 +827,14 @@ comment on function llm.config_cache() is
 row changed.';
 
 
-grant execute on function
-    llm.load_config, llm._cached_config, llm._stored_config, llm._config_to_cache, llm.load_configs, llm.config_access,
-    llm._config_state, llm.config_at, llm.config_diff, llm.watch_config,
-    llm._config_is_cached, llm.get_cached_config, llm.cache_config, llm.config_cache
-to llm_admin, llm_app, llm_reader;
+select llm._grant_execute(
+    array['llm_admin', 'llm_app', 'llm_reader'],
+    'load_config', '_cached_config', '_stored_config', '_config_to_cache', 'load_configs', 'config_access', '_config_state',
+    'config_at', 'config_diff', 'watch_config', '_config_is_cached', 'get_cached_config', 'cache_config', 'config_cache'
+);
 
-grant execute on function
-    llm.save_config, llm.save_configs, llm.delete_config, llm.rollback_config, llm._check_config, llm._config_conflict,
-    llm.invalidate_config_cache
-to llm_admin, llm_app;
+select llm._grant_execute(
+    array['llm_admin', 'llm_app'],
+    'save_config', 'save_configs', 'delete_config', 'rollback_config', '_check_config', '_config_conflict',
+    'invalidate_config_cache'
+);

@@ -42,14 +42,19 @@ create unique index if not exists config_history_by_version on llm.config_histor
 -- "what changed since", in an order in which nothing can appear behind the reader
 create index if not exists config_history_by_transaction on llm.config_history (transaction_id, id);
 
--- Transactions that this server has not begun yet are another server's, whose dump was restored here: they are long over.
-update llm.config_history set transaction_id = '3' where transaction_id >= pg_snapshot_xmax(pg_current_snapshot());
+-- Another server's transactions, whose dump was restored here, are long over; all at once, so that the order of ids decides.
+update llm.config_history
+set transaction_id = '3'
+where not llm._storage_is_of_this_server()
+    and transaction_id is distinct from pg_current_xact_id_if_assigned();
 
 select llm._protect_tenant_table('llm.config'::regclass, 'select, insert, update, delete'::text);
 drop policy if exists global_values on llm.config;
 create policy global_values on llm.config for select using (tenant_id = '*');
 drop policy if exists global_administration on llm.config;
-create policy global_administration on llm.config to llm_admin using (tenant_id = '*') with check (tenant_id = '*');
+create policy global_administration on llm.config to llm_admin
+    using (tenant_id = '*' and (select llm._may_write_global()))
+    with check (tenant_id = '*' and (select llm._may_write_global()));
 
 drop policy if exists read_by_trigger on llm.config;
 create policy read_by_trigger on llm.config for select to llm_owner using (true);

@@ -118,6 +118,14 @@ begin
     return query select
         'storage version', v_wrong is null, coalesce(v_wrong, 'set up for ' || llm.version()), 'As a superuser run: select llm.setup();';
 
+    if to_regclass('llm.schema_migrations') is not null then
+        return query select
+            'storage is of this server',
+            llm._storage_is_of_this_server(),
+            case when llm._storage_is_of_this_server() then 'set up here' else 'restored from another server' end,
+            'As a superuser run: select llm.setup(); then watchers of configuration start again.';
+    end if;
+
     select string_agg(c.oid::regclass::text, ', ' order by c.oid)
     into v_wrong
     from pg_class c
@@ -279,6 +287,7 @@ comment on function llm._doctor_coherence() is
 'The part of llm.doctor() about the coherent caches.';
 
 
-grant execute on function
-    llm.doctor, llm._doctor_server, llm._doctor_storage, llm._doctor_security, llm._doctor_python, llm._doctor_coherence
-to llm_admin, llm_auditor;
+select llm._grant_execute(
+    array['llm_admin', 'llm_auditor'],
+    'doctor', '_doctor_server', '_doctor_storage', '_doctor_security', '_doctor_python', '_doctor_coherence'
+);
