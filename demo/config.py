@@ -162,9 +162,7 @@ def restore(stage: Stage) -> None:
     with stage.connect() as original, stage.connect(dbname="restored") as copy:
         rows = [
             (table, count, checksum[:8], other[:8], "equal" if checksum == other else "DIFFERENT")
-            for (table, count, checksum), (_, _, other) in zip(
-                original.execute(query).fetchall(), copy.execute(query).fetchall(), strict=True
-            )
+            for (table, count, checksum), (_, _, other) in zip(original.execute(query).fetchall(), copy.execute(query).fetchall(), strict=True)
         ]
     stage.table(("table", "rows", "checksum", "restored", ""), rows)
     if any(row[-1] != "equal" for row in rows):

@@ -90,9 +90,7 @@ def at_once(clients: list[Client], statement: str, *arguments: object) -> list[A
 
 
 @contextmanager
-def raises(
-    error: type[psycopg.Error], match: str = "", *, hint: str = "", detail: str = ""
-) -> Iterator[pytest.ExceptionInfo[psycopg.Error]]:
+def raises(error: type[psycopg.Error], match: str = "", *, hint: str = "", detail: str = "") -> Iterator[pytest.ExceptionInfo[psycopg.Error]]:
     """Expect an error of the server whose message, HINT and DETAIL contain these patterns."""
     with pytest.raises(error) as caught:
         yield caught

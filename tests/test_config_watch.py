@@ -215,3 +215,9 @@ def test_what_a_transaction_changed_it_reads_from_the_table(cached: Client) -> N
         assert cached.one("select llm.cache_config('k')") is False
         assert is_cached(cached, "k") == (None, False)
         assert cached.one("select llm.load_config('k')") == 2
+
+
+def test_ones_own_changes_are_no_restore_from_another_server(app: Client) -> None:
+    with app.tenant("acme"):
+        app.run("select llm.save_config('k', '1')")
+        assert app.rows("select * from llm.watch_config()") == []

@@ -53,9 +53,7 @@ def subsystems() -> list[str]:
 
 def storage_scripts() -> list[Script]:
     """Return all tables.sql in install order, then the migrations by number: sql/<subsystem>/migrations/0001_0.2.0_title.up.sql."""
-    tables = [
-        Script(name, version(), "tables", path.read_text()) for name in subsystems() if (path := SQL / name / "tables.sql").exists()
-    ]
+    tables = [Script(name, version(), "tables", path.read_text()) for name in subsystems() if (path := SQL / name / "tables.sql").exists()]
     return tables + sorted(_migrations(), key=lambda script: script.name.split("/")[1])
 
 
@@ -82,7 +80,7 @@ def _replacing(source: str) -> str:
 
 def _code(edit: Callable[[str], str] = str) -> list[str]:
     functions = [edit(_read(f"{name}/functions.sql")) for name in subsystems()]
-    return [_with_storage_scripts(edit(_read("storage/scripts.sql"))), *functions]
+    return [_with_storage_scripts(edit(_read("scripts.sql"))), *functions]
 
 
 def _with_storage_scripts(source: str) -> str:

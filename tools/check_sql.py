@@ -23,10 +23,12 @@ INLINED = (
 
 #: Who may use EXECUTE, and why that is safe.
 EXECUTES = {
+    "llm._grant_execute": "regprocedures, which print themselves quoted, and roles that only functions.sql chooses",
     "llm._protect_tenant_table": "a regclass, which prints itself quoted, and privileges that only tables.sql chooses",
     "llm.setup": "the storage scripts of this very extension",
     "llm.migrate_down": "the storage scripts of this very extension",
     "do $roles$": "the names of pg_llm's own roles",
+    "do $privileges$": "regprocedures, which print themselves quoted",
     "do $install$": "identities that pg_identify_object() quotes",
 }
 

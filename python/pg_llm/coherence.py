@@ -206,11 +206,7 @@ class Cache:
 
     def _is_valid(self, entry: Entry) -> bool:
         now = monotonic()
-        return (
-            all(self._cells[word] == value for word, value in entry.words)
-            and now < entry.expires
-            and now - entry.used < self._idle
-        )
+        return all(self._cells[word] == value for word, value in entry.words) and now < entry.expires and now - entry.used < self._idle
 
     def _fill(self, key: Key) -> Any:
         shared = self._attach()
@@ -290,11 +286,6 @@ def shared_file() -> SharedFile:
                 hint="The server needs to write that file in its data directory, 800 kB.",
             ) from error
     return _attached
-
-
-def is_file_lost() -> bool:
-    """Tell whether somebody deleted the file while this backend had it mapped."""
-    return _attached is not None and _attached.is_deleted()
 
 
 def raise_word(namespace: str, key: list[str | None], transaction: int) -> None:

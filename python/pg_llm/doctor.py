@@ -7,7 +7,7 @@ import stat
 import sys
 from pathlib import Path
 
-from . import coherence
+from . import coherence, spi
 
 type Check = tuple[str, bool, str, str]
 
@@ -15,11 +15,15 @@ type Check = tuple[str, bool, str, str]
 _REDIRECTIONS = ("PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONSTARTUP")
 
 
+_BACKENDS = spi.plan("select pid from pg_stat_activity where backend_type = 'client backend'")
+
+
 def check_python() -> list[Check]:
     """Return the checks of the interpreter's environment and of who may change the code it loads."""
     redirected = [f"{name}={os.environ[name]}" for name in _REDIRECTIONS if name in os.environ]
     package = Path(__file__).resolve().parent
-    writable = [path for path in (*sys.path, str(package)) if path and _is_writable_by_others(path)]
+    folders = [Path(path) for path in sys.path if path]
+    writable = [path for path in (*folders, package, *package.rglob("*")) if _is_writable_by_others(path)]
     return [
         (
             "Python is not redirected",
@@ -30,7 +34,7 @@ def check_python() -> list[Check]:
         (
             "Python's folders are safe",
             not writable,
-            ", ".join(writable) or f"package in {package}",
+            ", ".join(map(str, writable)) or f"package in {package}",
             "Let only root or the server's own user write there: what lies there runs as the server.",
         ),
     ]
@@ -38,17 +42,27 @@ def check_python() -> list[Check]:
 
 def check_coherence() -> list[Check]:
     """Return the check of the file behind the coherent caches."""
+    lost = [str(row["pid"]) for row in _BACKENDS.rows() if _maps_a_deleted_file(row["pid"])]
     return [
         (
             "caches share one file",
-            not coherence.is_file_lost(),
-            coherence.PATH,
+            not lost,
+            f"a deleted {coherence.PATH} is used by {', '.join(lost)}" if lost else coherence.PATH,
             "The file was removed under the running server. Restart it: until then old answers may last for up to llm.coherence_ttl.",
         )
     ]
 
 
-def _is_writable_by_others(path: str) -> bool:
+def _maps_a_deleted_file(pid: int) -> bool:
+    # Only Linux tells, and only of processes that are still there.
+    maps = Path(f"/proc/{pid}/maps")
+    try:
+        return f"{coherence.PATH} (deleted)" in maps.read_text()
+    except OSError:
+        return False
+
+
+def _is_writable_by_others(path: Path) -> bool:
     try:
         status = os.stat(path)
     except OSError:

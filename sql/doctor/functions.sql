@@ -192,12 +192,46 @@ begin
     return query select
         'views use their caller''s rights', v_wrong is null, coalesce(v_wrong, 'all'), 'Alter view … set (security_invoker = true);';
 
+    -- What tables.sql says, and what there is.
+    with designed as (
+        select m[2] as relation, m[1] as policy
+        from llm._storage_scripts() s
+        cross join regexp_matches(s.script, 'create policy (\w+) on (llm\.\w+)', 'g') m
+        where s.kind = 'tables'
+        union
+        select m[1], 'tenant_isolation'
+        from llm._storage_scripts() s
+        cross join regexp_matches(s.script, '_protect_tenant_table\(''(llm\.\w+)''', 'g') m
+        where s.kind = 'tables'
+    ),
+    present as (
+        select p.polrelid::regclass::text as relation, p.polname::text as policy
+        from pg_policy p
+        join pg_class c on c.oid = p.polrelid
+        where c.relnamespace = 'llm'::regnamespace
+    )
+    select string_agg(
+        format('%s on %s is %s', policy, relation, case when d.policy is null then 'foreign' else 'missing' end), ', ' order by relation, policy
+    )
+    into v_wrong
+    from designed d
+    full join present p using (relation, policy)
+    where d.policy is null
+        or p.policy is null;
+    return query select
+        'policies are as designed', v_wrong is null, coalesce(v_wrong, 'all'), 'Drop what is foreign; as a superuser run: select llm.setup();';
+
     select string_agg(distinct o.name, ', ' order by o.name)
     into v_wrong
     from (
         select p.oid::regprocedure::text, coalesce(p.proacl, acldefault('f', p.proowner)) from pg_proc p where p.pronamespace = 'llm'::regnamespace
         union all
         select c.oid::regclass::text, c.relacl from pg_class c where c.relnamespace = 'llm'::regnamespace
+        union all
+        select format('%s.%I', c.oid::regclass, a.attname), a.attacl
+        from pg_attribute a
+        join pg_class c on c.oid = a.attrelid
+        where c.relnamespace = 'llm'::regnamespace
         union all
         select 'schema llm', n.nspacl from pg_namespace n where n.nspname = 'llm'
     ) o (name, acl)
@@ -206,18 +240,30 @@ begin
     return query select
         'nothing is granted to PUBLIC', v_wrong is null, coalesce(v_wrong, 'nothing in schema llm'), 'Revoke it: revoke all on … from public;';
 
-    select string_agg(c.oid::regclass::text, ', ' order by c.oid)
+    select string_agg(distinct c.oid::regclass::text, ', ')
     into v_wrong
     from pg_class c
+    join pg_attribute t on t.attrelid = c.oid
     where c.relnamespace = 'llm'::regnamespace
         and c.relispartition
         and c.relkind in ('r', 'p')
-        and exists (select from aclexplode(c.relacl) a where a.grantee <> c.relowner);
+        and (exists (select from aclexplode(c.relacl) a where a.grantee <> c.relowner) or t.attacl is not null);
     return query select
         'nothing is granted on partitions',
         v_wrong is null,
         coalesce(v_wrong, 'nothing'),
         'Revoke it: row-level security of the parent does not protect a partition that is named directly.';
+
+    select string_agg(format('%s on %s to %s', a.privilege_type, c.oid::regclass, a.grantee::regrole), ', ')
+    into v_wrong
+    from pg_class c
+    cross join aclexplode(c.relacl) a
+    where c.relnamespace = 'llm'::regnamespace
+        and c.relkind in ('r', 'p')
+        and a.grantee <> c.relowner
+        and a.privilege_type in ('TRUNCATE', 'REFERENCES', 'TRIGGER', 'MAINTAIN');
+    return query select
+        'nobody can go round row-level security', v_wrong is null, coalesce(v_wrong, 'nobody'), 'Revoke it: these privileges ignore policies.';
 
     select string_agg(p.oid::regprocedure::text, ', ' order by p.oid)
     into v_wrong

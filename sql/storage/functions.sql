@@ -299,3 +299,8 @@ select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader', 'llm_auditor'],
     '_require_storage', '_storage_checksum', '_storage_is_of_this_server'
 );
+
+select llm._grant_execute(
+    array['llm_admin', 'llm_auditor'],
+    '_storage_scripts'
+);

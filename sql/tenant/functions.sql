@@ -42,7 +42,7 @@ begin
         raise exception 'tenant % was not set by llm.set_tenant() in this transaction', v_tenant
             using errcode = 'object_not_in_prerequisite_state',
                   detail = 'A setting that outlives its transaction reaches the next client of a connection pool.',
-                  hint = format('Run: select llm.set_tenant(%L); as the first statement of each transaction.', v_tenant);
+                  hint = 'Run: select llm.set_tenant(''…''); as the first statement of each transaction.';
     end if;
     return v_tenant;
 end

@@ -17,7 +17,7 @@ alter table llm.tenant_roles force row level security;
 drop policy if exists own_binding on llm.tenant_roles;
 create policy own_binding on llm.tenant_roles for select using (role_name in (session_user, current_user));
 drop policy if exists any_binding on llm.tenant_roles;
-create policy any_binding on llm.tenant_roles for select to llm_owner using (true);
+create policy any_binding on llm.tenant_roles for select to llm_owner, llm_auditor using (true);
 drop policy if exists administration on llm.tenant_roles;
 create policy administration on llm.tenant_roles to llm_admin using (true) with check (true);
 
