@@ -238,7 +238,7 @@ def tree(tmp_path: Path) -> Path:
         ("python/pg_llm/text.py", "import re", "import pickle", "python/pg_llm/text.py:9: module pickle is not allowed here"),
         ("sql/core/functions.sql", "returns uuid", "gives uuid", "sql/core/functions.sql:1: cannot be parsed: syntax error"),
         ("python/pg_llm/text.py", "import re", "import 1", "python/pg_llm/text.py:9: cannot be parsed: invalid syntax"),
-        ("sql/core/functions.sql", "exception 'no tenant is set'", "exception 'none is there'", "no test expects the error 'none is there'"),
+        ("sql/tenant/functions.sql", "exception 'no tenant is set'", "exception 'none is there'", "no test expects the error 'none is there'"),
         ("python/pg_llm/coherence.py", "keeps the caches coherent cannot be used", "no test knows", "the error 'the file … that no test knows"),
     ],
 )

@@ -111,7 +111,7 @@ def database_ids(client: Client) -> list[int]:
 
 def test_history_of_another_server_is_refused_until_setup(app: Client, db: Client) -> None:
     save(app, "k")
-    db.run("update llm.config_history set transaction_id = '9000000000'")
+    db.run("update llm.config_history set transaction_id = '9000000000'").run("update llm.schema_migrations set server_id = server_id + 1")
     with raises(errors.ObjectNotInPrerequisiteState, "restored from another server", hint=r"llm\.setup\(\)"):
         watch(app)
     db.run("select llm.setup()")

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Self
 
 import psycopg
@@ -65,7 +66,7 @@ class Installation:
 
 
 class Cluster(PostgreSQLExecutor):
-    """A server of an installation, reached through a Unix socket in `directory`."""
+    """A server of an installation, with its data and log in `directory`, reached through a Unix socket."""
 
     def __init__(self, installation: Installation, directory: Path, *settings: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,7 @@ class Cluster(PostgreSQLExecutor):
             host="127.0.0.1",
             port=_free_port(),
             datadir=str(directory / "data"),
-            unixsocketdir=str(directory),
+            unixsocketdir=mkdtemp(prefix="pg."),  # not in `directory`: a socket's path has at most 107 bytes (unix(7))
             logfile=str(directory / "log"),
             startparams="-w -s",
             dbname="postgres",
@@ -103,6 +104,7 @@ class Cluster(PostgreSQLExecutor):
 
     def start(self) -> Self:
         """Start the server and wait until it takes connections: `pg_ctl -w` ends then."""
+        Path(self.unixsocketdir).mkdir(exist_ok=True)
         super().start()
         if self.process:
             self.process.wait()
@@ -115,7 +117,10 @@ class Cluster(PostgreSQLExecutor):
 
     def stop(self, sig: int | None = None, exp_sig: int | None = None) -> Self:
         """Stop the server if it runs."""
-        return super().stop(sig, exp_sig) if self.running() else self
+        if self.running():
+            super().stop(sig, exp_sig)
+        shutil.rmtree(self.unixsocketdir, ignore_errors=True)
+        return self
 
     def standby(self, directory: Path) -> Cluster:
         """Return a started streaming standby of this server."""
