@@ -27,16 +27,16 @@ def writes(superuser: psycopg.Connection, *, quick: bool) -> None:
     rounds, rows, copied = (3, 1_000, 10_000) if quick else (5, 5_000, 100_000)
 
     def update(table: str) -> None:
-        superuser.execute(f"update bench.{table} set value = to_jsonb(random()) where key like 'row %'")  # type: ignore[arg-type]
+        superuser.execute(f"update bench.{table} set value = to_jsonb(random()) where key like 'row %'")
 
     def copy(table: str) -> None:
-        superuser.execute(f"truncate bench.{table}")  # type: ignore[arg-type]
-        with superuser.cursor() as cursor, cursor.copy(f"copy bench.{table} from stdin") as stream:  # type: ignore[arg-type]
+        superuser.execute(f"truncate bench.{table}")
+        with superuser.cursor() as cursor, cursor.copy(f"copy bench.{table} from stdin") as stream:
             stream.write(data)
 
     title("a write to a table whose rows are cached, a row")
     for table in ("cached", "bare"):
-        superuser.execute(f"insert into bench.{table} select 'row ' || i, '0' from generate_series(1, {rows}) i")  # type: ignore[arg-type]
+        superuser.execute(f"insert into bench.{table} select 'row ' || i, '0' from generate_series(1, {rows}) i")
     time = medians(rounds, cached=once(partial(update, "cached"), rows), bare=once(partial(update, "bare"), rows))
     line(f"UPDATE of {rows:,} rows", time["cached"], "without the coherence trigger", time["bare"])
 
@@ -46,10 +46,10 @@ def writes(superuser: psycopg.Connection, *, quick: bool) -> None:
 
     # The other triggers stay: version and history.
     def update_config(coherence: str) -> None:
-        superuser.execute(f"alter table llm.config {coherence} trigger coherence")  # type: ignore[arg-type]
+        superuser.execute(f"alter table llm.config {coherence} trigger coherence")
         superuser.execute("update llm.config set value = to_jsonb(random())")
 
-    superuser.execute(f"insert into llm.config (tenant_id, key, value) select '*', i::text, '0' from generate_series(1, {rows}) i")  # type: ignore[arg-type]
+    superuser.execute(f"insert into llm.config (tenant_id, key, value) select '*', i::text, '0' from generate_series(1, {rows}) i")
     time = medians(rounds, on=once(partial(update_config, "enable always"), rows), off=once(partial(update_config, "disable"), rows))
     superuser.execute("alter table llm.config enable always trigger coherence")
     line(f"UPDATE of {rows:,} rows of llm.config", time["on"], "without the coherence trigger", time["off"])
@@ -73,7 +73,7 @@ def memory(cluster: Cluster, superuser: psycopg.Connection) -> None:
     """Measure a backend before and after its cache is full."""
     superuser.execute("truncate llm.config")
     superuser.execute(
-        f"insert into llm.config (tenant_id, key, value) select '*', 'key ' || i, to_jsonb(repeat('x', 200)) from generate_series(1, {ENTRIES}) i"  # type: ignore[arg-type]
+        f"insert into llm.config (tenant_id, key, value) select '*', 'key ' || i, to_jsonb(repeat('x', 200)) from generate_series(1, {ENTRIES}) i"
     )
     with cluster.connect("coherence") as reader:
         # The table's pages count as the backend's once it has touched them: touched first, uncached.

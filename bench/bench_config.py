@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -81,10 +82,11 @@ def fill(superuser: psycopg.Connection, entries: dict[str, Any]) -> None:
 
 def inside_one_query(cluster: Cluster, *, quick: bool) -> None:
     """Compare reads where no client is involved: once a row of a query."""
-    rounds, rows = (3, 2_000) if quick else (7, 20_000)
+    rounds, rows = (3, 2_000) if quick else (7, 10_000)
     with application(cluster, "reads") as app:
+
         def read(function: str, key: str = "text 200 B", more: str = "") -> Callable[[], float]:
-            return per_row(app, f"{function}('{key}'{more})", rows)
+            return per_row(app, f"jsonb_typeof({function}('{key}'{more}))", rows if key == "text 200 B" else rows // 2)
 
         time = medians(
             rounds,
@@ -149,8 +151,9 @@ def through_a_client(cluster: Cluster, superuser: psycopg.Connection, *, quick: 
         }
         ours = {f"single_{name}": fetching(call) for name, call in single.items()} | {f"many_{name}": fetching(call) for name, call in many.items()}
         processes = [app.info.backend_pid, *([int(store.info()["process_id"])] if store else [])]
-        for where, core in (("client and server on one core", 0), ("on two cores", 1)):
-            with pinned({0: 0} | dict.fromkeys(processes, core)):
+        cores = sorted(os.sched_getaffinity(0))
+        for where, core in (("client and server on one core", cores[0]), ("on two cores", cores[-1])):
+            with pinned({os.getpid(): cores[0]} | dict.fromkeys(processes, core)):
                 time = medians(
                     rounds,
                     **{name: per_call(call, calls if name.startswith("single") else calls // 10) for name, call in (ours | time_of_redis).items()},
@@ -166,18 +169,31 @@ def through_a_client(cluster: Cluster, superuser: psycopg.Connection, *, quick: 
             line("100 keys", time["many_load_config"], "= any SELECT, table without tenants", time["many_plain"])
             if store:
                 line("100 keys", time["many_load_config"], "redis-py MGET", time["many_redis"])
+    title("the first load_config of a new connection, which starts Python", "ms")
+    time = medians(rounds, ours=first_read(cluster, "llm.load_config"), theirs=first_read(cluster, "bench.own_plpgsql"))
+    line("one key", time["ours"] / 1_000, "PL/pgSQL, own table with tenants", time["theirs"] / 1_000)
 
 
 def redis_reads(store: redis.Redis, keys: list[str]) -> dict[str, Callable[[], object]]:
     """Return the same reads of Redis; the client parses the JSON, as psycopg does."""
 
     def single() -> object:
-        return json.loads(store.get("text 200 B"))  # type: ignore[arg-type]
+        return json.loads(store.get("text 200 B") or b"")
 
     def many() -> object:
-        return [json.loads(value) for value in store.mget(keys)]  # type: ignore[union-attr]
+        return [json.loads(value or b"") for value in store.mget(keys)]
 
     return {"single_redis": single, "many_redis": many}
+
+
+def first_read(cluster: Cluster, function: str) -> Callable[[], float]:
+    """Connect, without measuring that, and read once."""
+
+    def probe() -> float:
+        with application(cluster, "reads") as app:
+            return once(partial(app.execute, f"select {function}('text 200 B')"))()
+
+    return probe
 
 
 def fetching(call: Callable[[], psycopg.Cursor[Any]]) -> Callable[[], object]:
@@ -201,27 +217,35 @@ insert into bench.plain as p (key, value) values ('key ' || :key, jsonb_build_ob
 
 def saves(cluster: Cluster, *, quick: bool) -> None:
     """Compare writes."""
-    rounds, transactions = (2, 400) if quick else (5, 2_000)
+    rounds, transactions = (3, 600) if quick else (5, 2_000)
     title("save_config, one a transaction, pgbench as a bound role (200 B)")
     for clients in (1, 4):
         for commit in ("on", "off"):
-            size = {"clients": clients, "transactions": transactions, "options": f"-c synchronous_commit={commit}"}
-            time = medians(
-                rounds,
-                ours=pgbench(cluster, "writes", "bound", SAVE, **size),  # type: ignore[arg-type]
-                theirs=pgbench(cluster, "writes", "bound", UPSERT, **size),  # type: ignore[arg-type]
+            # A flush takes long enough to need fewer of them.
+            count = transactions // 2 if commit == "on" else transactions
+            save, upsert = (
+                pgbench(cluster, "writes", "bound", script, clients=clients, transactions=count, options=f"-c synchronous_commit={commit}")
+                for script in (SAVE, UPSERT)
             )
+            time = medians(rounds, ours=save, theirs=upsert)
             what = f"{clients} client{'s' if clients > 1 else ''}, synchronous_commit {commit}"
             line(what, time["ours"], "upsert, PL/pgSQL history trigger", time["theirs"], AtLeast(0.5))
 
+    save, upsert = (
+        pgbench(cluster, "writes", "bound", script, clients=1, transactions=transactions, options="-c synchronous_commit=off")
+        for script in (f"begin;\nselect llm.set_tenant('acme');\n{SAVE}\nend;", f"begin;\n{UPSERT}\nend;")
+    )
+    time = medians(rounds, ours=save, theirs=upsert)
+    line("1 client, off, begin; set_tenant; save; end", time["ours"], "begin; upsert; end", time["theirs"])
+
     with cluster.connect("writes", "bound") as bound:
         title("saves without a client: all in one transaction, a key")
-        batch = Batch(bound)
+        ours, theirs = Batch(bound), Batch(bound)
         time = medians(
             rounds,
-            ours=once(partial(batch.run, "select llm.save_configs(%s)"), 1_000),
-            theirs=once(partial(batch.run, UPSERT_MANY), 1_000),
-            unchanged=once(partial(batch.run, "select llm.save_configs(%s)", changed=False), 1_000),
+            ours=once(partial(ours.run, "select llm.save_configs(%s)"), 1_000),
+            theirs=once(partial(theirs.run, UPSERT_MANY), 1_000),
+            unchanged=once(partial(ours.run, "select llm.save_configs(%s)", changed=False), 1_000),
         )
         line("save_configs, 1,000 keys", time["ours"], "one upsert of 1,000 rows, same trigger", time["theirs"], AtLeast(0.5))
         fact("save_configs, nothing changed", f"{time['unchanged']:.2f}")
@@ -252,7 +276,7 @@ class Batch:
         """Save them by a statement."""
         self._number += changed
         batch = {f"batch {number}": {"value": self._number, "text": "x" * 180} for number in range(1_000)}
-        self._connection.execute(statement, [Jsonb(batch)])  # type: ignore[arg-type]
+        self._connection.execute(statement, [Jsonb(batch)])
 
 
 def growth(cluster: Cluster, *, quick: bool) -> None:
@@ -266,8 +290,8 @@ def growth(cluster: Cluster, *, quick: bool) -> None:
             start = perf_counter()
             superuser.execute(
                 "insert into llm.config (tenant_id, key, value)"
-                " select 'acme', 'key ' || i, jsonb_build_object('value', i, 'text', repeat('x', 180)) from generate_series(%s, %s) i"
-                % (stored + 1, size)  # type: ignore[arg-type]
+                " select 'acme', 'key ' || i, jsonb_build_object('value', i, 'text', repeat('x', 180)) from generate_series(%s::int, %s::int) i",
+                [stored + 1, size],
             )
             seconds = perf_counter() - start
             fact(f"{size:,} keys: loading {size - stored:,}", f"{seconds:.1f} s", f"{seconds / (size - stored) * 1e6:.1f} us a row")
@@ -285,7 +309,10 @@ def growth(cluster: Cluster, *, quick: bool) -> None:
                     table=per_row(app, f"bench.same_plpgsql({anywhere})", rows),
                 )
             first = first or time
-            for name, what in (("cached", "cached"), ("missed", "cached, keys all over"), ("uncached", "not cached"), ("table", "PL/pgSQL, llm.config")):
+            for name, what in (
+                ("cached", "cached"),
+                ("missed", "cached, keys all over"),
+                ("uncached", "not cached"),
+                ("table", "PL/pgSQL, llm.config"),
+            ):
                 line(f"{size:,} keys, {what}", time[name], "100 keys", first[name])
-
-

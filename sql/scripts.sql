@@ -14,11 +14,13 @@ comment on function llm._storage_scripts() is
 
 create function llm._storage_checksum()
     returns text
-    language sql
+    language plpgsql
     immutable
     set search_path = pg_catalog, pg_temp
 as $$
-    select '@STORAGE_CHECKSUM@'
+begin
+    return '@STORAGE_CHECKSUM@';
+end
 $$;
 
 comment on function llm._storage_checksum() is

@@ -215,10 +215,10 @@ def test_a_use_begins_the_idle_time_anew(db: Client) -> None:
 def test_a_value_that_is_too_large_is_right_but_not_cached(database: Database, db: Client) -> None:
     client = database.client()
     client.run("select llm.save_config('string', to_jsonb(repeat('x', 70000)))")
-    client.run("select llm.save_config('object', jsonb_build_object('x', repeat('x', 3000)))")
+    client.run("select llm.save_config('object', jsonb_build_object('x', repeat('x', 5000)))")
     for _ in range(3):
         assert client.one(LOAD, "string") == "x" * 70_000
-        assert client.one(LOAD, "object") == {"x": "x" * 3_000}
+        assert client.one(LOAD, "object") == {"x": "x" * 5_000}
     assert client.one("select llm.cache_config('string')") is False
     assert client.one("select llm.cache_config('object')") is False
     client.run("select llm.save_config('string', '\"small\"')")

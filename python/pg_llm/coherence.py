@@ -49,8 +49,7 @@ _FACTS = spi.plan(
     """
 )
 
-# Not the end of the snapshot: in REPEATABLE READ that is older than what this server did not see being written.
-_NEWEST_TRANSACTION = spi.plan("select pg_current_xact_id()::text as transaction")
+_NEWEST_TRANSACTION = spi.plan("select llm._newest_transaction() as transaction")
 
 _SETTINGS = spi.plan(
     """
@@ -92,9 +91,14 @@ class SharedFile:
 
     def raise_word(self, word: int, transaction: int) -> None:
         """Raise a word to a transaction id. Words never fall."""
-        if self.cells[word] < transaction:
-            with self._locked():
-                self.cells[word] = max(self.cells[word], transaction)
+        cells = self.cells
+        if cells[word] < transaction:
+            # Not _locked(): every write pays for this, and a context manager costs more than the lock.
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            try:
+                cells[word] = max(cells[word], transaction)
+            finally:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def raise_every_word(self, transaction: int) -> None:
         """Raise all words to a transaction id."""
@@ -226,7 +230,9 @@ class Cache:
 
     def _is_settled(self, shared: SharedFile, words: tuple[tuple[int, int], ...], facts: dict[str, Any]) -> bool:
         if shared.cells[_SERVER_START] != facts["server_start"]:
-            shared.begin_life(facts["server_start"], int(_NEWEST_TRANSACTION.row()["transaction"]))
+            newest = _NEWEST_TRANSACTION.row()["transaction"]
+            if newest is not None:
+                shared.begin_life(facts["server_start"], newest)
             return False
         horizon = int(facts["horizon"])
         return all(value < horizon for _, value in words)
@@ -316,16 +322,14 @@ def statistics() -> list[tuple[str, int, int, int, int, int, int, float | None]]
 
 def _word(namespace: str, key: Key) -> int:
     # crc32, because Python's own hash differs from process to process.
-    return zlib.crc32("\x1f".join((_database(), namespace, *key)).encode()) % WORDS
+    start = _starts.get(namespace)
+    if start is None:
+        start = _starts[namespace] = zlib.crc32(f"{_DATABASE.row()['oid']}\x1f{namespace}\x1f".encode())
+    return zlib.crc32("\x1f".join(key).encode(), start) % WORDS
 
 
-_database_oid = ""
-
-
-def _database() -> str:
-    global _database_oid
-    _database_oid = _database_oid or _DATABASE.row()["oid"]
-    return _database_oid
+#: The checksum of database and namespace, from which that of a key goes on.
+_starts: dict[str, int] = {}
 
 
 def _is_alive(pid: int) -> bool:

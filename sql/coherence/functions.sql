@@ -48,6 +48,29 @@ comment on function llm._coherence_raise_every_word(xid8) is
 'The Python side of llm._coherence_raise_all().';
 
 
+create function llm._newest_transaction()
+    returns bigint
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- Volatile, so that in READ COMMITTED the snapshot is a new one; in other modes it can be old, but an id just assigned is the newest.
+    if current_setting('transaction_isolation') = 'read committed' then
+        return pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1;
+    end if;
+    if pg_current_xact_id_if_assigned() is null then
+        return pg_current_xact_id()::text::bigint - 1;
+    end if;
+    return null;
+end
+$$;
+
+comment on function llm._newest_transaction() is
+'The newest transaction id of other transactions at this moment, or null when this transaction cannot know it: it is not in READ COMMITTED and
+has written already.';
+
+
 -- security definer: writers of a cached table must not be able to raise words as they please.
 create function llm._coherence_truncate()
     returns trigger
@@ -98,5 +121,5 @@ select llm._grant_execute(
 );
 select llm._grant_execute(
     array['llm_admin', 'llm_app', 'llm_reader', 'llm_auditor'],
-    'coherence_stats'
+    'coherence_stats', '_newest_transaction'
 );

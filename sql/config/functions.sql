@@ -108,7 +108,7 @@ declare
     v_limit integer;
 begin
     v_value := llm._stored_config(p_key);
-    v_limit := case when jsonb_typeof(v_value) in ('object', 'array') then 2000 else 64000 end;
+    v_limit := case when jsonb_typeof(v_value) in ('object', 'array') then 4000 else 64000 end;
     tenant_id := llm.current_tenant();
     -- The size as stored first: the text of a huge value is never made.
     if pg_column_size(v_value) <= v_limit and octet_length(v_value::text) <= v_limit then
@@ -119,7 +119,7 @@ end
 $$;
 
 comment on function llm._config_to_cache(text) is
-'What the cache keeps of a key: the tenant that it was read for, and the value as text, or null when there is none or when parsing it (2 kB of an
+'What the cache keeps of a key: the tenant that it was read for, and the value as text, or null when there is none or when parsing it (4 kB of an
 object, 64 kB of a string) costs more than reading the table.';
 
 
@@ -260,44 +260,48 @@ create function llm.save_config(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_tenant  text;
-    v_version bigint;
+    v_tenant text := llm._writable_tenant();
+    v_saved  boolean;
 begin
-    perform llm._require_storage();
-    perform llm._check_config(p_key, p_value);
-    v_tenant := llm._writable_tenant();
-
-    select c.version
-    into v_version
-    from llm.config c
-    where c.tenant_id = v_tenant
-        and c.key = p_key
-        and c.value = p_value
-        and (p_description is null or c.description = p_description);
-    if found and v_version = coalesce(p_expected_version, v_version) then
-        return false;
+    if p_reason is not null then
+        perform set_config('llm.config_reason', p_reason, true);
     end if;
-
-    perform set_config('llm.config_reason', coalesce(p_reason, ''), true);
+    -- The usual case in one statement: a key that exists gets another value.
     update llm.config c
     set value = p_value,
         description = coalesce(p_description, c.description)
     where c.tenant_id = v_tenant
         and c.key = p_key
-        and c.version = coalesce(p_expected_version, c.version);
-    if not found and coalesce(p_expected_version, 0) = 0 then
-        insert into llm.config as c (tenant_id, key, value, description)
-        values (v_tenant, p_key, p_value, p_description)
-        on conflict (tenant_id, key) do update
-            set value = excluded.value,
-                description = coalesce(excluded.description, c.description)
-            where p_expected_version is null;
+        and c.version = coalesce(p_expected_version, c.version)
+        and (c.value, c.description) is distinct from (p_value, coalesce(p_description, c.description));
+    v_saved := found;
+    if not v_saved then
+        perform llm._check_config(p_key, p_value);
+        if coalesce(p_expected_version, 0) = 0 then
+            insert into llm.config as c (tenant_id, key, value, description)
+            select v_tenant, p_key, p_value, p_description
+            where not exists (select from llm.config o
+                              where o.tenant_id = v_tenant
+                                  and o.key = p_key
+                                  and (o.value, o.description) is not distinct from (p_value, coalesce(p_description, o.description)))
+            on conflict (tenant_id, key) do update
+                set value = excluded.value,
+                    description = coalesce(excluded.description, c.description)
+                where p_expected_version is null;
+            v_saved := found;
+        end if;
     end if;
-    if not found then
+    if p_reason is not null then
+        perform set_config('llm.config_reason', '', true);
+    end if;
+
+    if not v_saved
+        and p_expected_version is not null
+        and not exists (select from llm.config c where c.tenant_id = v_tenant and c.key = p_key and c.version = p_expected_version)
+    then
         perform llm._config_conflict(p_key, v_tenant, p_expected_version);
     end if;
-    perform set_config('llm.config_reason', '', true);
-    return true;
+    return v_saved;
 end
 $$;
 
@@ -321,7 +325,6 @@ declare
     v_tenant  text;
     v_changes bigint;
 begin
-    perform llm._require_storage();
     if jsonb_typeof(p_values) is distinct from 'object' then
         raise exception 'configuration values as %', coalesce('JSON ' || jsonb_typeof(p_values), 'null')
             using errcode = 'invalid_parameter_value',
@@ -365,7 +368,6 @@ declare
     v_tenant  text;
     v_deleted boolean;
 begin
-    perform llm._require_storage();
     v_tenant := llm._writable_tenant();
 
     perform set_config('llm.config_reason', coalesce(p_reason, ''), true);
@@ -495,7 +497,6 @@ declare
     v_changes bigint := 0;
     v_step    record;
 begin
-    perform llm._require_storage();
     v_tenant := llm._writable_tenant();
     if num_nonnulls(p_change, p_at) <> 1 then
         raise exception 'a rollback needs a change or a time, and not both'
@@ -606,13 +607,11 @@ create function llm._config_history()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_by     text := llm._acting_role();
-    v_reason text := nullif(current_setting('llm.config_reason', true), '');
-    v_moved  boolean := tg_op = 'UPDATE' and (old.tenant_id, old.key) <> (new.tenant_id, new.key);
+    v_moved boolean := tg_op = 'UPDATE' and (old.tenant_id, old.key) <> (new.tenant_id, new.key);
 begin
     if tg_op = 'DELETE' or v_moved then
-        insert into llm.config_history (tenant_id, key, version, operation, changed_by, reason)
-        values (old.tenant_id, old.key, old.version + 1, 'delete', v_by, v_reason);
+        insert into llm.config_history (tenant_id, key, version, operation)
+        values (old.tenant_id, old.key, old.version + 1, 'delete');
     end if;
     if tg_op <> 'DELETE' then
         -- A new key waits for a transaction that deletes it, after llm._config_version() has counted.
@@ -624,8 +623,8 @@ begin
                 using errcode = 'serialization_failure',
                       hint = 'Try again.';
         end if;
-        insert into llm.config_history (tenant_id, key, value, description, version, operation, changed_by, reason)
-        values (new.tenant_id, new.key, new.value, new.description, new.version, lower(tg_op), v_by, v_reason);
+        insert into llm.config_history (tenant_id, key, value, description, version, operation)
+        values (new.tenant_id, new.key, new.value, new.description, new.version, lower(tg_op));
     end if;
     if current_setting('llm.config_notify', true) = 'on' then
         perform pg_notify('llm_config', '');
@@ -649,8 +648,8 @@ create function llm._config_history_truncate()
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    insert into llm.config_history (tenant_id, key, version, operation, changed_by, reason)
-    select c.tenant_id, c.key, c.version + 1, 'delete', llm._acting_role(), 'truncate'
+    insert into llm.config_history (tenant_id, key, version, operation, reason)
+    select c.tenant_id, c.key, c.version + 1, 'delete', 'truncate'
     from llm.config c
     order by c.tenant_id, c.key;
     if found and current_setting('llm.config_notify', true) = 'on' then
@@ -706,11 +705,13 @@ begin
     if tg_op <> 'INSERT' then
         perform llm._coherence_raise('config'::text, array[old.tenant_id, old.key], pg_current_xact_id());
     end if;
-    if tg_op <> 'DELETE' then
-        perform llm._coherence_raise('config'::text, array[new.tenant_id, new.key], pg_current_xact_id());
-        return new;
+    if tg_op = 'DELETE' then
+        return old;
     end if;
-    return old;
+    if tg_op = 'INSERT' or (old.tenant_id, old.key) <> (new.tenant_id, new.key) then
+        perform llm._coherence_raise('config'::text, array[new.tenant_id, new.key], pg_current_xact_id());
+    end if;
+    return new;
 end
 $$;
 

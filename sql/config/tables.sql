@@ -23,14 +23,17 @@ create table if not exists llm.config_history (
     value           jsonb,
     description     text,
     version         bigint not null,
-    operation       text not null check (operation in ('insert', 'update', 'delete')),
+    operation       text not null,
     changed_at      timestamptz not null default clock_timestamp(),
-    changed_by      text not null,
-    reason          text,
+    changed_by      text not null default session_user || coalesce(' as ' || nullif(current_setting('role'), 'none'), ''),
+    reason          text default nullif(current_setting('llm.config_reason', true), ''),
     transaction_id  xid8 not null default pg_current_xact_id(),
 
     primary key (tenant_id, id),
-    check ((value is null) = (operation = 'delete'))
+    -- One constraint, not two: PostgreSQL parses each anew for each statement.
+    constraint config_history_operation_check check (
+        case operation when 'delete' then value is null when 'insert' then value is not null when 'update' then value is not null else false end
+    )
 );
 
 comment on table llm.config_history is

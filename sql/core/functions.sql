@@ -168,25 +168,7 @@ comment on function llm.clean_jsonb(text) is
 marked as llm.clean_text marks them. p_json: one JSON value. Errors: invalid_text_representation when it is not JSON.';
 
 
-create function llm._acting_role()
-    returns text
-    language sql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-    select session_user || coalesce(' as ' || nullif(current_setting('role'), 'none'), '')
-$$;
-
-comment on function llm._acting_role() is
-'Who acts, for history: the login role, and the role that it was set to, such as app or app as llm_admin. Also right inside security definer.';
-
-
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader', 'llm_auditor'],
     '_boot', 'version', 'uuid_v7', 'clean_text', 'original_bytes', 'clean_jsonb'
-);
-
-select llm._grant_execute(
-    array['llm_owner'],
-    '_acting_role'
 );

@@ -28,8 +28,13 @@ create function llm.current_tenant()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_tenant text := llm._bound_tenant();
+    v_tenant text;
 begin
+    -- As llm._bound_tenant(), without the call: row-level security asks several times a statement.
+    select r.tenant_id into v_tenant from llm.tenant_roles r where r.role_name = session_user;
+    if not found and current_user <> session_user then
+        select r.tenant_id into v_tenant from llm.tenant_roles r where r.role_name = current_user;
+    end if;
     if v_tenant is not null then
         return v_tenant;
     end if;
@@ -185,11 +190,13 @@ llm_app). Row-level security evaluates the tenant once a statement, because the 
 
 create function llm._may_write_global()
     returns boolean
-    language sql
+    language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select pg_has_role(current_user, 'llm_admin', 'usage')
+begin
+    return pg_has_role(current_user, 'llm_admin', 'usage');
+end
 $$;
 
 comment on function llm._may_write_global() is
@@ -203,8 +210,10 @@ create function llm._writable_tenant()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_tenant text := llm.current_tenant();
+    v_tenant text;
 begin
+    perform llm._require_storage();
+    v_tenant := llm.current_tenant();
     if v_tenant is null and not llm._may_write_global() then
         raise exception 'no tenant is set'
             using errcode = 'object_not_in_prerequisite_state',

@@ -296,6 +296,15 @@ def test_a_file_that_is_deleted_is_made_anew_without_an_old_snapshot_getting_int
         assert read(reader) == "new"
 
 
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
+def test_the_first_reader_of_a_server_keeps_nobody_from_caching(own_cluster: Cluster, isolation: str) -> None:
+    for database in new_database(own_cluster):
+        save(database.client("app"), "old")
+        first = begin(database.client("reader"), isolation)
+        assert first.one(READ, "k") == "old"
+        assert warm(database.client("reader")) == "old"
+
+
 def test_prepared_transactions_count_as_open_after_any_restart(own_cluster: Cluster) -> None:
     with own_cluster.connect() as connection:
         connection.execute("create database kept template template_llm")

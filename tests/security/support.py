@@ -35,7 +35,7 @@ SAMPLES: dict[str, Any] = {
 TEXT_TYPES = ("text", "jsonb", "name", "text[]")
 
 #: Functions whose numbers every call changes: only how many rows they give is compared.
-COUNTERS = ("coherence_stats",)
+COUNTERS = ("coherence_stats", "_newest_transaction")
 
 #: What a call came to: its rows, or the SQLSTATE and message of its error.
 type Outcome = list[tuple[Any, ...]] | tuple[str, str]
