@@ -34,7 +34,10 @@ def test_a_key_that_nobody_can_have_saved_has_no_value(db: Client, key: str | No
     assert db.one("select (llm.config_access(%s)).key", key) is None
 
 
-def test_no_value_is_refused(db: Client) -> None:
+@pytest.mark.parametrize("is_new", [True, False])
+def test_no_value_is_refused(db: Client, is_new: bool) -> None:
+    if not is_new:
+        db.run(SAVE, "k", Jsonb(1))
     with raises(errors.NullValueNotAllowed, "the value of configuration key k is null", hint="delete_config"):
         db.run(SAVE, "k", None)
 

@@ -263,6 +263,7 @@ declare
     v_tenant text := llm._writable_tenant();
     v_saved  boolean;
 begin
+    perform llm._check_config(p_key, p_value);
     if p_reason is not null then
         perform set_config('llm.config_reason', p_reason, true);
     end if;
@@ -275,21 +276,18 @@ begin
         and c.version = coalesce(p_expected_version, c.version)
         and (c.value, c.description) is distinct from (p_value, coalesce(p_description, c.description));
     v_saved := found;
-    if not v_saved then
-        perform llm._check_config(p_key, p_value);
-        if coalesce(p_expected_version, 0) = 0 then
-            insert into llm.config as c (tenant_id, key, value, description)
-            select v_tenant, p_key, p_value, p_description
-            where not exists (select from llm.config o
-                              where o.tenant_id = v_tenant
-                                  and o.key = p_key
-                                  and (o.value, o.description) is not distinct from (p_value, coalesce(p_description, o.description)))
-            on conflict (tenant_id, key) do update
-                set value = excluded.value,
-                    description = coalesce(excluded.description, c.description)
-                where p_expected_version is null;
-            v_saved := found;
-        end if;
+    if not v_saved and coalesce(p_expected_version, 0) = 0 then
+        insert into llm.config as c (tenant_id, key, value, description)
+        select v_tenant, p_key, p_value, p_description
+        where not exists (select from llm.config o
+                          where o.tenant_id = v_tenant
+                              and o.key = p_key
+                              and (o.value, o.description) is not distinct from (p_value, coalesce(p_description, o.description)))
+        on conflict (tenant_id, key) do update
+            set value = excluded.value,
+                description = coalesce(excluded.description, c.description)
+            where p_expected_version is null;
+        v_saved := found;
     end if;
     if p_reason is not null then
         perform set_config('llm.config_reason', '', true);
