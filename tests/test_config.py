@@ -369,7 +369,7 @@ def test_history_holds_changes_made_without_a_function(db: Client) -> None:
         ("c", "insert", 1, 1, None),
         ("a", "update", 2, 2, None),
         ("b", "delete", None, 2, None),
-        ("d", "update", 1, 1, None),
+        ("d", "insert", 1, 1, None),
         ("a", "delete", None, 3, "truncate"),
         ("c", "delete", None, 2, "truncate"),
         ("d", "delete", None, 2, "truncate"),

@@ -247,6 +247,50 @@ comment on function llm._config_conflict(text, text, bigint) is
 'Raises serialization_failure: the key is not at the version that a writer expected.';
 
 
+create function llm._insert_config(
+    p_tenant           text,
+    p_key              text,
+    p_value            jsonb,
+    p_description      text,
+    p_expected_version bigint
+)
+    returns boolean
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_saved boolean := false;
+begin
+    perform llm._check_config(p_key, p_value);
+    if coalesce(p_expected_version, 0) = 0 then
+        insert into llm.config as c (tenant_id, key, value, description)
+        select p_tenant, p_key, p_value, p_description
+        where not exists (select from llm.config o
+                          where o.tenant_id = p_tenant
+                              and o.key = p_key
+                              and (o.value, o.description) is not distinct from (p_value, coalesce(p_description, o.description)))
+        on conflict (tenant_id, key) do update
+            set value = excluded.value,
+                description = coalesce(excluded.description, c.description)
+            where p_expected_version is null;
+        v_saved := found;
+    end if;
+    if not v_saved
+        and p_expected_version is not null
+        and not exists (select from llm.config c where c.tenant_id = p_tenant and c.key = p_key and c.version = p_expected_version)
+    then
+        perform llm._config_conflict(p_key, p_tenant, p_expected_version);
+    end if;
+    return v_saved;
+end
+$$;
+
+comment on function llm._insert_config(text, text, jsonb, text, bigint) is
+'The rest of llm.save_config(), for a key that its first statement did not change: it is new, or bad, or has that value already, or another version.';
+
+
+-- security definer: for its own tenant alone, checked once, where row-level security would ask four times a statement.
 create function llm.save_config(
     p_key              text,
     p_value            jsonb,
@@ -257,51 +301,34 @@ create function llm.save_config(
     returns boolean
     language plpgsql
     volatile
+    security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_tenant text := llm._writable_tenant();
     v_saved  boolean;
 begin
-    perform llm._check_config(p_key, p_value);
     if p_reason is not null then
         perform set_config('llm.config_reason', p_reason, true);
     end if;
-    -- The usual case in one statement: a key that exists gets another value.
+    -- The usual case in one statement: a key that exists gets another value. A bad key or value is not found here either.
     update llm.config c
     set value = p_value,
         description = coalesce(p_description, c.description)
     where c.tenant_id = v_tenant
         and c.key = p_key
         and c.version = coalesce(p_expected_version, c.version)
+        and p_value is not null
         and (c.value, c.description) is distinct from (p_value, coalesce(p_description, c.description));
-    v_saved := found;
-    if not v_saved and coalesce(p_expected_version, 0) = 0 then
-        insert into llm.config as c (tenant_id, key, value, description)
-        select v_tenant, p_key, p_value, p_description
-        where not exists (select from llm.config o
-                          where o.tenant_id = v_tenant
-                              and o.key = p_key
-                              and (o.value, o.description) is not distinct from (p_value, coalesce(p_description, o.description)))
-        on conflict (tenant_id, key) do update
-            set value = excluded.value,
-                description = coalesce(excluded.description, c.description)
-            where p_expected_version is null;
-        v_saved := found;
-    end if;
+    v_saved := found or llm._insert_config(v_tenant, p_key, p_value, p_description, p_expected_version);
     if p_reason is not null then
         perform set_config('llm.config_reason', '', true);
-    end if;
-
-    if not v_saved
-        and p_expected_version is not null
-        and not exists (select from llm.config c where c.tenant_id = v_tenant and c.key = p_key and c.version = p_expected_version)
-    then
-        perform llm._config_conflict(p_key, v_tenant, p_expected_version);
     end if;
     return v_saved;
 end
 $$;
+
+alter function llm.save_config(text, jsonb, text, bigint, text) owner to llm_owner;
 
 comment on function llm.save_config(text, jsonb, text, bigint, text) is
 'Saves a value for the tenant, or globally for llm_admin without a tenant. p_key: 1 to 1000 bytes; p_value: any JSON; p_description: what it is
@@ -604,25 +631,25 @@ create function llm._config_history()
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
-declare
-    v_moved boolean := tg_op = 'UPDATE' and (old.tenant_id, old.key) <> (new.tenant_id, new.key);
 begin
-    if tg_op = 'DELETE' or v_moved then
-        insert into llm.config_history (tenant_id, key, version, operation)
-        values (old.tenant_id, old.key, old.version + 1, 'delete');
-    end if;
-    if tg_op <> 'DELETE' then
-        -- A new key waits for a transaction that deletes it, after llm._config_version() has counted.
-        if (tg_op = 'INSERT' or v_moved)
-            and exists (select from llm.config_history h
-                        where h.tenant_id = new.tenant_id and h.key = new.key and h.version >= new.version)
-        then
-            raise exception 'configuration key % was deleted at the same time', new.key
-                using errcode = 'serialization_failure',
-                      hint = 'Try again.';
-        end if;
+    if tg_op = 'UPDATE' and (old.tenant_id, old.key) = (new.tenant_id, new.key) then
         insert into llm.config_history (tenant_id, key, value, description, version, operation)
-        values (new.tenant_id, new.key, new.value, new.description, new.version, lower(tg_op));
+        values (new.tenant_id, new.key, new.value, new.description, new.version, 'update');
+    else
+        if tg_op <> 'INSERT' then
+            insert into llm.config_history (tenant_id, key, version, operation)
+            values (old.tenant_id, old.key, old.version + 1, 'delete');
+        end if;
+        if tg_op <> 'DELETE' then
+            -- A new key waits for a transaction that deletes it, after llm._config_coherence() has counted.
+            if exists (select from llm.config_history h where h.tenant_id = new.tenant_id and h.key = new.key and h.version >= new.version) then
+                raise exception 'configuration key % was deleted at the same time', new.key
+                    using errcode = 'serialization_failure',
+                          hint = 'Try again.';
+            end if;
+            insert into llm.config_history (tenant_id, key, value, description, version, operation)
+            values (new.tenant_id, new.key, new.value, new.description, new.version, 'insert');
+        end if;
     end if;
     if current_setting('llm.config_notify', true) = 'on' then
         perform pg_notify('llm_config', '');
@@ -663,14 +690,34 @@ comment on function llm._config_history_truncate() is
 'Trigger of llm.config: TRUNCATE is a deletion of each value.';
 
 
-create function llm._config_version()
+-- security definer: as llm._coherence_truncate(); and the version of a key that comes back is counted over its history, which few may read.
+create function llm._config_coherence()
     returns trigger
     language plpgsql
     volatile
+    security definer
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_is_same   boolean := tg_op = 'UPDATE' and (old.tenant_id, old.key) = (new.tenant_id, new.key);
+    v_is_raised boolean;
 begin
-    if tg_op = 'UPDATE' and (old.tenant_id, old.key) = (new.tenant_id, new.key) then
+    if tg_op <> 'INSERT' then
+        v_is_raised := llm._coherence_raise('config'::text, array[old.tenant_id, old.key], pg_current_xact_id());
+    end if;
+    if tg_op = 'DELETE' then
+        return old;
+    end if;
+    if not v_is_same then
+        v_is_raised := llm._coherence_raise('config'::text, array[new.tenant_id, new.key], pg_current_xact_id());
+    end if;
+    -- A replica applies what its origin has counted.
+    if current_setting('session_replication_role') = 'replica' then
+        return new;
+    end if;
+
+    new.updated_at := clock_timestamp();
+    if v_is_same then
         new.version := old.version + 1;
         new.created_at := old.created_at;
     else
@@ -682,33 +729,6 @@ begin
             and h.key = new.key;
         new.created_at := now();
     end if;
-    new.updated_at := clock_timestamp();
-    return new;
-end
-$$;
-
-comment on function llm._config_version() is
-'Trigger of llm.config: keeps version, created_at and updated_at right, whoever changes a value and however.';
-
-
--- security definer: as llm._coherence_truncate().
-create function llm._config_coherence()
-    returns trigger
-    language plpgsql
-    volatile
-    security definer
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if tg_op <> 'INSERT' then
-        perform llm._coherence_raise('config'::text, array[old.tenant_id, old.key], pg_current_xact_id());
-    end if;
-    if tg_op = 'DELETE' then
-        return old;
-    end if;
-    if tg_op = 'INSERT' or (old.tenant_id, old.key) <> (new.tenant_id, new.key) then
-        perform llm._coherence_raise('config'::text, array[new.tenant_id, new.key], pg_current_xact_id());
-    end if;
     return new;
 end
 $$;
@@ -716,7 +736,8 @@ $$;
 alter function llm._config_coherence() owner to llm_owner;
 
 comment on function llm._config_coherence() is
-'Trigger of llm.config: see docs/coherence.md.';
+'Trigger of llm.config: tells the caches (see docs/coherence.md), and keeps version, created_at and updated_at right, whoever changes a value and
+however.';
 
 
 -- Cache
@@ -834,6 +855,15 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_admin', 'llm_app'],
-    'save_config', 'save_configs', 'delete_config', 'rollback_config', '_check_config', '_config_conflict',
-    'invalidate_config_cache'
+    'save_config', 'save_configs', 'delete_config', 'rollback_config', 'invalidate_config_cache'
+);
+
+select llm._grant_execute(
+    array['llm_owner', 'llm_admin', 'llm_app'],
+    '_check_config', '_config_conflict'
+);
+
+select llm._grant_execute(
+    array['llm_owner'],
+    '_insert_config'
 );
