@@ -403,21 +403,34 @@ create function llm._protect_new_partitions()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_partition regclass;
+    v_command   record;
+    v_table     oid;
+    v_state     record;
 begin
-    -- Whoever runs any DDL comes here: what is not in schema llm must cost little, and need no right. What is done to a partition later is
-    -- not undone.
-    for v_partition in
-        select i.inhrelid
-        from pg_event_trigger_ddl_commands() d
-        left join pg_trigger t on d.classid = 'pg_trigger'::regclass and t.oid = d.objid
-        join pg_inherits i
-            on d.command_tag = 'CREATE TABLE' and i.inhrelid = d.objid
-            or d.command_tag <> 'CREATE TABLE' and i.inhparent = coalesce(t.tgrelid, d.objid)
-        join pg_class c on c.oid = i.inhparent and c.relkind = 'p' and c.relnamespace = 'llm'::regnamespace
-        where d.classid in ('pg_class'::regclass, 'pg_trigger'::regclass)
-    loop
-        perform llm._protect_partition(v_partition);
+    -- Whoever runs any DDL comes here: what is not in schema llm must need no right, and cost little: look-ups by value, which no number of tables
+    -- turns into a scan. What is done to a partition later is not undone.
+    for v_command in select d.command_tag, d.objid from pg_event_trigger_ddl_commands() d loop
+        v_table := v_command.objid;
+        if v_command.command_tag = 'CREATE TRIGGER' then
+            select t.tgrelid into v_table from pg_trigger t where t.oid = v_command.objid;
+        end if;
+        select c.relispartition, c.relkind = 'p' and c.relnamespace = 'llm'::regnamespace as is_parent
+        into v_state
+        from pg_class c
+        where c.oid = v_table;
+
+        if v_command.command_tag = 'CREATE TABLE' and v_state.relispartition then
+            perform
+            from pg_inherits i
+            join pg_class p on p.oid = i.inhparent
+            where i.inhrelid = v_table
+                and p.relnamespace = 'llm'::regnamespace;
+            if found then
+                perform llm._protect_partition(v_table::regclass);
+            end if;
+        elsif v_command.command_tag <> 'CREATE TABLE' and v_state.is_parent then
+            perform llm._protect_partition(i.inhrelid) from pg_inherits i where i.inhparent = v_table;
+        end if;
     end loop;
 end
 $$;
