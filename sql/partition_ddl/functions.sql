@@ -193,7 +193,7 @@ begin
 
     execute format('select count(*) from only %s', v_default) into v_rows;
     if v_rows <> llm._copy_rows(v_default, p_parent) then
-        raise exception 'not all rows of % could be moved', v_default
+        raise exception 'not all rows in the default partition of % could be moved', p_parent
             using errcode = 'triggered_data_change_violation',
                   hint = 'A trigger that is ENABLE ALWAYS, or row-level security that is forced on the owner, keeps rows out. Nothing was changed.';
     end if;
@@ -251,8 +251,7 @@ create function llm._drop_partition(
     set timezone = 'UTC'
 as $$
 declare
-    v_set   record;
-    v_other regclass;
+    v_set record;
 begin
     -- With the parent's lock nobody who comes through it can hold up the others for long; who waits behind us waits for one timeout and a bit.
     execute format('lock table only %s in access exclusive mode', p_table);
@@ -287,13 +286,17 @@ create function llm._carry_out(
     set timezone = 'UTC'
 as $$
 declare
-    v_table regclass := llm._partition_table(p_action.table_name);
+    v_table     regclass := llm._partition_table(p_action.table_name);
+    v_partition regclass;
 begin
-    -- pg_partman's own lock: one of us at a time.
+    -- pg_partman's own lock: one of us at a time. What another one did before is seen from here on.
     perform pg_advisory_xact_lock(hashtext('pg_partman run_maintenance'));
+    v_partition := to_regclass(p_action.partition_name);
     case p_action.action
         when 'finish' then
-            execute format('alter table %s detach partition %s finalize', v_table, p_action.partition_name::regclass);
+            if exists (select from llm._partitions(v_table) p where p.partition = v_partition and p.is_half_detached) then
+                execute format('alter table %s detach partition %s finalize', v_table, v_partition);
+            end if;
         when 'move' then
             if (select pg_relation_size(p.partition) > 0 from llm._partitions(v_table) p where p.is_default) then
                 perform llm._move_default_rows(v_table);
@@ -303,7 +306,7 @@ begin
                 perform llm._make_partition(v_table, p_action.begins_at, p_action.ends_at - p_action.begins_at);
             end if;
         when 'drop' then
-            return llm._drop_partition(v_table, p_action.partition_name::regclass);
+            return llm._drop_partition(v_table, v_partition);
         when 'forget' then
             delete from llm.partition_sets s where s.parent = p_action.table_name;
             delete from @extschema:pg_partman@.part_config c where c.parent_table = p_action.table_name;
@@ -313,7 +316,8 @@ end
 $$;
 
 comment on function llm._carry_out(llm.partition_action) is
-'Does one step of llm.partition_plan(), unless that was done in the meantime. False: before_drop did not agree any more.';
+'Does one step of llm.partition_plan(), unless that was done in the meantime. False: there was nothing to drop any more, or before_drop did not
+agree.';
 
 
 create function llm._missing_triggers()
