@@ -320,7 +320,9 @@ comment on function llm._carry_out(llm.partition_action) is
 agree.';
 
 
-create function llm._missing_triggers()
+create function llm._missing_triggers(
+    p_partition regclass default null
+)
     returns table (partition regclass, name name, moment text, rest text, state text)
     language plpgsql
     stable
@@ -339,6 +341,7 @@ begin
         join pg_inherits i on i.inhparent = c.oid
         where not t.tgisinternal
             and t.tgtype & 32 <> 0
+            and (p_partition is null or i.inhrelid = p_partition)
             and not exists (
                 select
                 from pg_trigger o
@@ -348,8 +351,9 @@ begin
 end
 $$;
 
-comment on function llm._missing_triggers() is
-'Triggers of TRUNCATE that a partition of one of pg_llm''s own tables lacks: PostgreSQL hands down only triggers for rows.';
+comment on function llm._missing_triggers(regclass) is
+'Triggers of TRUNCATE that a partition of one of pg_llm''s own tables lacks: PostgreSQL hands down only triggers for rows.
+p_partition: null for all.';
 
 
 create function llm._protect_partition(
@@ -387,7 +391,7 @@ begin
     if not current_setting('row_security')::boolean then
         return;
     end if;
-    for v_trigger in select * from llm._missing_triggers() m where m.partition = p_partition loop
+    for v_trigger in select * from llm._missing_triggers(p_partition) loop
         execute format('create or replace trigger %I %s truncate on %s %s',
                        v_trigger.name, v_trigger.moment, p_partition, v_trigger.rest);
         execute format('alter table %s %s trigger %I', p_partition, v_trigger.state, v_trigger.name);
