@@ -329,6 +329,10 @@ def test_part_07_a_detaching_that_was_killed_is_finished(own_cluster: Cluster) -
             os.kill(pid, signal.SIGKILL)
             with pytest.raises(psycopg.OperationalError):
                 detaching.result()
+        # The server throws everybody out before it restarts.
+        with pytest.raises(psycopg.OperationalError):
+            while True:
+                db.run("select")
         database.close()
         while True:
             try:
