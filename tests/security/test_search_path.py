@@ -20,6 +20,7 @@ FORGED: dict[str, Any] = {
     "bigint": 666,
     "boolean": True,
     "bytea": b"FORGED",
+    "inet": "6.6.6.6",
     "integer": 666,
     "interval": timedelta(days=666),
     "jsonb": '"FORGED"',
