@@ -21,7 +21,7 @@ _MAKE = spi.plan("select llm._make_key($1, $2, null::timestamptz, 1073741824::bi
 _RESERVE = spi.plan(
     "select id, version from llm._reserve_uses($1, $2::uuid, $3, $4, $5, $6)", "text", "text", "integer", "bigint", "bigint", "bigint"
 )
-_TENANT = spi.plan("select llm._key_tenant() as tenant")
+_TENANT = spi.plan("select llm._writable_tenant() as tenant")
 
 
 def bound(*context: str | None) -> bytes:

@@ -79,34 +79,6 @@ comment on function llm._add_tenant_secret(integer, uuid) is
 'Makes the secret of a new tenant key in the key store, where there is one.';
 
 
-create function llm._key_tenant()
-    returns text
-    language plpgsql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_tenant text;
-begin
-    perform llm._require_storage();
-    v_tenant := llm.current_tenant();
-    -- Asked from within security definer functions, where the current role is llm_owner.
-    if v_tenant is null
-        and not pg_has_role(coalesce(nullif(current_setting('role'), 'none'), session_user)::name, 'llm_admin'::name, 'usage'::text)
-    then
-        raise exception 'no tenant is set'
-            using errcode = 'object_not_in_prerequisite_state',
-                  detail = 'Without a tenant only llm_admin may use keys: the global ones.',
-                  hint = 'Run: select llm.set_tenant(''…''); as the first statement of the transaction, or llm.bind_role() for the role.';
-    end if;
-    return coalesce(v_tenant, '*');
-end
-$$;
-
-comment on function llm._key_tenant() is
-'The tenant whose keys this transaction may use; * (global) for llm_admin without a tenant. Errors: object_not_in_prerequisite_state.';
-
-
 create function llm._key_to_cache(
     p_tenant text,
     p_key    text
@@ -304,7 +276,7 @@ create function llm._key_of(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_tenant text := llm._key_tenant();
+    v_tenant text := llm._writable_tenant();
     v_key    llm.data_key;
 begin
     select k.tenant_id, k.key_id, k.tenant_key_id, k.version
@@ -456,6 +428,6 @@ comment on function llm._tenant_keys_coherence() is
 
 select llm._grant_execute(
     array['llm_owner'],
-    '_new_key', '_key_start', '_start_of_key', '_add_tenant_secret', '_key_tenant', '_key_to_cache', '_tenant_key', '_add_key_version',
+    '_new_key', '_key_start', '_start_of_key', '_add_tenant_secret', '_key_to_cache', '_tenant_key', '_add_key_version',
     '_note_key_event', '_make_key', '_key_of', '_next_version', '_reserve_uses'
 );

@@ -37,7 +37,7 @@ begin
             using errcode = 'invalid_parameter_value',
                   hint = 'Take 1 to 1073741824: then the next version takes over.';
     end if;
-    return llm._make_key(llm._key_tenant(), 'data'::text, p_expires_at, p_max_uses)::text;
+    return llm._make_key(llm._writable_tenant(), 'data'::text, p_expires_at, p_max_uses)::text;
 end
 $$;
 
@@ -133,7 +133,7 @@ begin
         llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), null::text, true, p_table, p_column, p_row
     );
     perform llm._note_key_event(
-        llm._key_tenant(), encode(substr(p_encrypted_data, 3, 16), 'hex'::text)::uuid, 'read by break-glass'::text,
+        llm._writable_tenant(), encode(substr(p_encrypted_data, 3, 16), 'hex'::text)::uuid, 'read by break-glass'::text,
         jsonb_build_object('purpose', p_purpose, 'table', p_table, 'column', p_column, 'row', p_row)
     );
     return llm._opened(v_chain, p_encrypted_data);
@@ -175,7 +175,7 @@ create function llm.shred_key(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_tenant     text := llm._key_tenant();
+    v_tenant     text := llm._writable_tenant();
     v_tenant_key uuid;
     v_key        uuid;
     v_keys       bigint;

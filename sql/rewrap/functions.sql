@@ -73,7 +73,7 @@ create function llm._key_heads()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_tenant text := llm._key_tenant();
+    v_tenant text := llm._writable_tenant();
 begin
     return query
         select array_agg(uuid_send(k.key_id)), array_agg(uuid_send(k.key_id) || int4send(k.version))
@@ -108,7 +108,7 @@ create function llm._note_rewrap(
 as $$
 begin
     insert into llm.rewraps as r (tenant_id, table_name, column_name, rewrapped, last_row)
-    values (llm._key_tenant(), p_table_name, p_column_name, p_rewrapped, p_last_row)
+    values (llm._writable_tenant(), p_table_name, p_column_name, p_rewrapped, p_last_row)
     on conflict (tenant_id, table_name, column_name) do update
         set rewrapped = excluded.rewrapped + case when p_is_first then 0 else r.rewrapped end,
             last_row = coalesce(excluded.last_row, r.last_row),

@@ -89,7 +89,9 @@ def test_enc_08_nothing_tells_a_key_or_what_was_encrypted(database: Database, se
     log = Path(server.logfile)
     assert "Query Parameters" in log.read_text(errors="replace"), "auto_explain says nothing about nested statements"
     assert "llm._reserve_uses" in log.read_text(errors="replace")
-    assert found(needles, log) == []
+    # debug_print_plan writes constants as signed numbers, a byte each
+    numbers = {" ".join(str((byte + 128) % 256 - 128) for byte in needle).encode() for needle in needles if len(needle) == 32}
+    assert found(needles | numbers, log) == []
     seen = str(db.rows("select query from pg_stat_statements union all select query from pg_stat_activity")).encode()
     assert b"llm.encrypt_data" in seen
     assert [needle for needle in needles if needle in seen] == []
