@@ -22,7 +22,10 @@ INLINED = (
 )
 
 #: Not pinned, because PostgreSQL lets no procedure with a SET clause commit: fully qualified, types included.
-COMMITTING = ("llm.manage_partitions(INOUT p_ok boolean)",)
+COMMITTING = (
+    "llm.manage_partitions(INOUT p_ok boolean)",
+    "llm.rewrap(p_table regclass,p_column name,p_tenant text,p_batch integer,INOUT p_outcome text,INOUT p_rewrapped bigint)",
+)
 
 #: Who may use EXECUTE, and why that is safe.
 EXECUTES = {
@@ -37,6 +40,10 @@ EXECUTES = {
     "llm._drop_partition": "regclasses, which print themselves quoted",
     "llm._carry_out": "regclasses, which print themselves quoted",
     "llm._protect_partition": "names that format() or a regclass or regrole quotes, and triggers as pg_get_triggerdef() prints them",
+    "llm._rewrap_batch": "names that format() or a regclass quotes, and a type as format_type() prints it",
+    "llm._enforce_encryption": "names that format() or a regclass quotes",
+    "llm.validate_security_compliance": "names that format() or a regclass quotes",
+    "llm.encrypted_values": "names that format() or a regclass quotes",
     "llm.setup": "the storage scripts of this very extension",
     "llm.migrate_down": "the storage scripts of this very extension",
     "do $roles$": "the names of pg_llm's own roles",
@@ -104,7 +111,7 @@ class Code:
 
 def as_sql(script: str) -> str:
     """Return a script without what only psql and CREATE EXTENSION understand."""
-    return re.sub(r"^\\", "--", script, flags=re.MULTILINE).replace("@extschema:pg_partman@", "partman")
+    return re.sub(r"^\\", "--", script, flags=re.MULTILINE).replace("@extschema:pg_partman@", "partman").replace("@extschema:pgcrypto@", "pgcrypto")
 
 
 def statements(script: str) -> list[Statement]:

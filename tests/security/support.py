@@ -19,11 +19,14 @@ SAMPLES: dict[str, Any] = {
     "bigint": 1,
     "boolean": True,
     "bytea": b"bytes",
+    "bytea[]": [b"bytes"],
     "integer": 1,
     "interval": timedelta(hours=1),
     "jsonb": '{"a": 1}',
+    "llm.encryption": "(,,,)",
     "llm.partition_action": "(llm.config,keep,llm.config,,,)",
     "llm.partition_strategy": "(llm.config,tenant_id,monthly,)",
+    "llm.security_policy": "({},{aes-256-cbc},256,90,f)",
     "name": "auditor",
     "regclass": "llm.config",
     "text": "probe",
@@ -37,7 +40,7 @@ SAMPLES: dict[str, Any] = {
 TEXT_TYPES = ("text", "jsonb", "name", "text[]")
 
 #: Functions whose numbers every call changes: only how many rows they give is compared.
-COUNTERS = ("coherence_stats", "_newest_transaction")
+COUNTERS = ("coherence_stats", "_newest_transaction", "_key_start", "_new_key", "_note_key_event")
 
 #: What a call came to: its rows, or the SQLSTATE and message of its error.
 type Outcome = list[tuple[Any, ...]] | tuple[str, str]

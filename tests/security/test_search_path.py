@@ -19,6 +19,7 @@ CALLERS = ("postgres", "admin", "app", "reader", "auditor")
 FORGED: dict[str, Any] = {
     "bigint": 666,
     "boolean": False,
+    "bytea": b"FORGED",
     "integer": 666,
     "interval": timedelta(days=666),
     "jsonb": '"FORGED"',
