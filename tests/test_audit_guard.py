@@ -202,6 +202,8 @@ def test_old_months_are_dropped_as_a_whole_and_that_is_an_event(db: Client) -> N
         select 'acme', 'u', 'a', 'b', i::text, date_trunc('month', now(), 'UTC') - i * interval '1 second' from generate_series(0, 3) i
         """)
     days = db.one("select extract(day from now() at time zone 'UTC')::integer")
+    assert db.one("select llm.delete_old_logs(%s)", days) is False, "not sealed yet"
+    db.run("select llm.seal_audit()")
     assert db.one("select llm.delete_old_logs(%s)", days + 1) is False
     assert db.one("select count(*) from llm.audit_log") == 4
     if days > 1:
