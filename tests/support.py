@@ -99,6 +99,12 @@ def config_history(client: Client, key: str) -> list[tuple[Any, ...]]:
     return client.rows("select operation, value, version from llm.config_history where key = %s order by id", key)
 
 
+def forget_own_partitions(db: Client) -> Client:
+    """Let nothing be kept in partitions, not even pg_llm's own tables."""
+    partman = db.one("select extnamespace::regnamespace::text from pg_extension where extname = 'pg_partman'")
+    return db.run("delete from llm.partition_sets").run(f"delete from {partman}.part_config")
+
+
 def at_once(clients: list[Client], statement: str, *arguments: object) -> list[Any]:
     """Run a statement on all clients at the same moment and return each one's value."""
     with ThreadPoolExecutor(len(clients)) as pool:

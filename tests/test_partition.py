@@ -20,7 +20,7 @@ from psycopg.errors import (
     WrongObjectType,
 )
 
-from tests.support import Client, Database, raises
+from tests.support import Client, Database, forget_own_partitions, raises
 
 CREATE = "select llm.create_partitions((%s, %s, %s, %s)::llm.partition_strategy)"
 BOUNDS = "select begins_at, ends_at from llm._partitions(%s::text::regclass) where not is_default order by 1"
@@ -36,6 +36,12 @@ KINDS = (
     ("MONTHLY", "1 month", "month"),
     ("1 day", "1 day", "day"),
 )
+
+
+@pytest.fixture
+def db(db: Client) -> Client:
+    """A superuser's client of a database in which nothing is kept in partitions yet."""
+    return forget_own_partitions(db)
 
 
 def events(db: Client, column: str = "at timestamptz not null", by: str = "range (at)", name: str = "public.events") -> Client:

@@ -12,11 +12,17 @@ import pytest
 from psycopg.errors import InsufficientPrivilege, LockNotAvailable, RaiseException
 
 from tests.conftest import new_database
-from tests.support import Client, Database, raises
+from tests.support import Client, Database, forget_own_partitions, raises
 from tests.test_partition import create, events
 from tools.cluster import Cluster
 
 PARTITIONS = "select i.inhrelid::regclass::text from pg_inherits i where i.inhparent = %s::text::regclass order by 1"
+
+
+@pytest.fixture
+def db(db: Client) -> Client:
+    """A superuser's client of a database in which nothing is kept in partitions yet."""
+    return forget_own_partitions(db)
 
 
 @pytest.fixture

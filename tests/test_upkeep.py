@@ -8,13 +8,19 @@ import pytest
 from psycopg.errors import InvalidParameterValue, InvalidTransactionTermination, ObjectNotInPrerequisiteState, RaiseException
 
 from tests.conftest import new_cluster
-from tests.support import Client, Database, at_once, raises
+from tests.support import Client, Database, at_once, forget_own_partitions, raises
 from tests.test_partition import create, events
 from tools.cluster import Installation
 
 ACTIONS = "select action, partition_name, reason from llm.partition_plan() where action <> 'keep' order by begins_at, action"
 DUE = "select distinct action from llm.partition_plan() where action <> 'keep'"
 MANAGE = "call llm.manage_partitions()"
+
+
+@pytest.fixture
+def db(db: Client) -> Client:
+    """A superuser's client of a database in which nothing is kept in partitions yet."""
+    return forget_own_partitions(db)
 
 
 @pytest.fixture

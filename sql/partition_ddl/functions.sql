@@ -437,7 +437,7 @@ begin
                 perform llm._protect_partition(v_table::regclass);
             end if;
         elsif v_command.command_tag <> 'CREATE TABLE' and v_state.is_parent then
-            perform llm._protect_partition(i.inhrelid) from pg_inherits i where i.inhparent = v_table;
+            perform llm._protect_partition(i.inhrelid::regclass) from pg_inherits i where i.inhparent = v_table;
         end if;
     end loop;
 end
