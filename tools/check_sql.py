@@ -61,6 +61,9 @@ _SYNONYMS = {"real": "float4", "char": "bpchar", "character": "bpchar", "charact
 
 _ERROR = 21  # elog_level of RAISE EXCEPTION
 
+#: What CREATE EXTENSION replaces by the schema of another extension.
+_SCHEMA_OF = re.compile(r"@extschema:\w+@")
+
 _BEFORE_STATEMENT = re.compile(r"(?:\s+|--[^\n]*\n)*")
 _COMMENT_ABOVE = re.compile(r"(?:^--[^\n]*\n)+\Z", re.MULTILINE)
 
@@ -101,7 +104,7 @@ class Code:
 
 def as_sql(script: str) -> str:
     """Return a script without what only psql and CREATE EXTENSION understand."""
-    return re.sub(r"^\\", "--", script, flags=re.MULTILINE).replace("@extschema:pg_partman@", "partman")
+    return re.sub(r"^\\", "--", _SCHEMA_OF.sub("public", script), flags=re.MULTILINE)
 
 
 def statements(script: str) -> list[Statement]:
