@@ -45,7 +45,8 @@ on this server; row_hash covers all other columns.';
 create index if not exists audit_log_by_transaction on llm.audit_log (transaction_id, id);
 -- "who, what, when, to which object": B-trees for these would double the cost of writing an event
 create index if not exists audit_log_summary on llm.audit_log using brin (
-    "timestamp", id, user_id text_bloom_ops, action text_bloom_ops, object_id text_bloom_ops (n_distinct_per_range = -0.5)
+    "timestamp", id, user_id text_bloom_ops (n_distinct_per_range = 500), action text_bloom_ops (n_distinct_per_range = 50),
+    object_id text_bloom_ops (n_distinct_per_range = 1500)
 ) with (pages_per_range = 64, autosummarize = on);
 
 create table if not exists llm.sensitive_log (
@@ -63,8 +64,8 @@ comment on table llm.sensitive_log is
 'The sensitive details of an event of llm.audit_log, encrypted; access_level is the role whose members may read them, through
 llm.read_sensitive_log().';
 
-select llm.create_partitions(('llm.audit_log', 'timestamp', 'monthly', 365)::llm.partition_strategy);
-select llm.create_partitions(('llm.sensitive_log', 'audit_timestamp', 'monthly', 365)::llm.partition_strategy);
+select llm.create_partitions(('llm.audit_log', 'timestamp', 'monthly', 365)::llm.partition_strategy, null::text);
+select llm.create_partitions(('llm.sensitive_log', 'audit_timestamp', 'monthly', 365)::llm.partition_strategy, '_sensitive_may_be_dropped'::text);
 
 create or replace trigger append_only
     before update or delete on llm.audit_log
