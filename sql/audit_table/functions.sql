@@ -294,8 +294,8 @@ begin
     end if;
 
     for v_trigger in select * from llm._audit_triggers(p_table) loop
-        execute format('create or replace trigger %I after ' || v_trigger.event || ' execute function llm._audit_changes(%L, %L, %L)',
-                       v_trigger.name, p_table, v_key, p_exclude, p_mask);
+        execute format('create or replace trigger %I after %s execute function llm._audit_changes(%L, %L, %L)',
+                       v_trigger.name, format(v_trigger.event, p_table), v_key, p_exclude, p_mask);
         execute format('alter table %s enable always trigger %I', p_table, v_trigger.name);
     end loop;
     insert into llm.audited_tables (table_schema, table_name, key_columns, excluded_columns, masked_columns)
