@@ -21,10 +21,25 @@ INLINED = (
     "llm.load_config(p_key text,p_default jsonb,p_cached boolean)",
 )
 
+#: Not pinned, because PostgreSQL lets no procedure with a SET clause commit: fully qualified, types included.
+COMMITTING = ("llm.manage_partitions(INOUT p_ok boolean)",)
+
 #: Who may use EXECUTE, and why that is safe.
 EXECUTES = {
     "llm._grant_execute": "regprocedures, which print themselves quoted, and roles that only functions.sql chooses",
     "llm._protect_tenant_table": "a regclass, which prints itself quoted, and privileges that only tables.sql chooses",
+    "llm._make_partition": "names that format() or a regclass or regrole quotes",
+    "llm._make_default_partition": "names that format() or a regclass or regrole quotes",
+    "llm._copy_rows": "names that format() or a regclass or regrole quotes; the owner's code runs with the owner's rights",
+    "llm._move_default_rows": "names that format() or a regclass quotes",
+    "llm._default_rows": "names that format() or a regclass quotes",
+    "llm._may_be_dropped": "a function of schema llm, where only superusers create",
+    "llm._drop_partition": "regclasses, which print themselves quoted",
+    "llm._carry_out": "regclasses, which print themselves quoted",
+    "llm._protect_partition": "names that format() or a regclass or regrole quotes, and triggers as pg_get_triggerdef() prints them",
+    "llm._audit_changes": "columns, which the catalogue names and %I quotes; values are parameters",
+    "llm.audit_table": "a regclass, which prints itself quoted, constant triggers, and column names in %L",
+    "llm.unaudit_table": "a regclass, which prints itself quoted, and the names of its triggers in %I",
     "llm.setup": "the storage scripts of this very extension",
     "llm.migrate_down": "the storage scripts of this very extension",
     "do $roles$": "the names of pg_llm's own roles",
@@ -51,6 +66,9 @@ FORBIDDEN_TYPES = {
 _SYNONYMS = {"real": "float4", "char": "bpchar", "character": "bpchar", "character varying": "varchar"}
 
 _ERROR = 21  # elog_level of RAISE EXCEPTION
+
+#: What CREATE EXTENSION replaces by the schema of another extension.
+_SCHEMA_OF = re.compile(r"@extschema:\w+@")
 
 _BEFORE_STATEMENT = re.compile(r"(?:\s+|--[^\n]*\n)*")
 _COMMENT_ABOVE = re.compile(r"(?:^--[^\n]*\n)+\Z", re.MULTILINE)
@@ -90,9 +108,14 @@ class Code:
                 yield kind, self.line + int(fields.get("lineno", 1)) - 1, fields
 
 
+def as_sql(script: str) -> str:
+    """Return a script without what only psql and CREATE EXTENSION understand."""
+    return re.sub(r"^\\", "--", _SCHEMA_OF.sub("public", script), flags=re.MULTILINE)
+
+
 def statements(script: str) -> list[Statement]:
     """Return the statements of a script."""
-    script = re.sub(r"^\\", "--", script, flags=re.MULTILINE)
+    script = as_sql(script)
     found = []
     for parsed in parse_sql(script):
         text = script[parsed.stmt_location : parsed.stmt_location + parsed.stmt_len or None]
@@ -175,7 +198,7 @@ def _commented(node: Any) -> str:
 
 
 def _forbidden_types(script: str, offset: int = 0) -> Iterator[Finding]:
-    for parsed in parse_sql(re.sub(r"^\\", "--", script, flags=re.MULTILINE)):
+    for parsed in parse_sql(as_sql(script)):
         for node in _nodes(parsed.stmt):
             if isinstance(node, ast.TypeName) and node.names:
                 line = offset + 1 + script.count("\n", 0, max(node.location, 0))
@@ -200,7 +223,10 @@ def _unsafe_function(code: Code, script: str) -> Iterator[Finding]:
     inlined = any(signature.startswith(f"{code.name}(") for signature in INLINED)
     if inlined and (code.path or code.language != "sql"):
         yield line, f"{code.name} is listed as inlined, but cannot be"
-    if not inlined and code.path != [["pg_catalog", "pg_temp"]]:
+    committing = any(signature.startswith(f"{code.name}(") for signature in COMMITTING)
+    if committing and (code.path or not isinstance(code.statement.node, ast.CreateFunctionStmt) or not code.statement.node.is_procedure):
+        yield line, f"{code.name} is listed as committing, but is no procedure without settings"
+    if not inlined and not committing and code.path != [["pg_catalog", "pg_temp"]]:
         yield line, f"{code.name} does not set search_path = pg_catalog, pg_temp"
     if code.is_definer:
         if "-- security definer: " not in code.statement.comment:

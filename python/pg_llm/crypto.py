@@ -1,0 +1,163 @@
+"""Which keys a ciphertext is made with, and what it is bound to. The cipher itself, and unwrapped keys, are SQL's: see sql/crypto."""
+
+from __future__ import annotations
+
+import struct
+import unicodedata
+import zlib
+from uuid import UUID
+
+from . import data_key, kdf, key_store, spi
+from .data_key import START_BYTES, bound
+
+#: The first byte of a ciphertext: AES-256-CBC, then HMAC-SHA256 over all that it is bound to.
+FORMAT = 1
+
+#: A flag of a ciphertext.
+COMPRESSED = 1
+
+#: The most that a value in PostgreSQL holds.
+LARGEST = 2**30 - 1
+
+#: Format, flags, key, version; then the initialization vector: what a ciphertext begins with.
+_HEAD = struct.Struct(">BB16sI")
+IV_BYTES = 16
+TAG_BYTES = 32
+
+ALGORITHMS = ("aes-256-cbc", "aes-256", "aes")
+SUPPORTED = "aes-256-cbc (also: aes, aes-256) with key_size 256"
+
+
+def _start(key: bytes, version: int, flags: int, *context: str | None) -> bytes:
+    return _HEAD.pack(FORMAT, flags, key, version) + kdf.urandom(IV_BYTES) + bound(*context)
+
+
+def chain_to_encrypt(
+    claimed: str | None, algorithm: str | None, key_size: int | None, key_id: str | None, compressed: bool | None, *place: str | None
+) -> list[bytes]:
+    """Return what a new ciphertext begins with and is bound to, and the chain of wrapped keys that it takes."""
+    _check_algorithm(algorithm, key_size)
+    tenant_id = data_key.tenant_of(claimed)
+    key = data_key.find_to_encrypt(tenant_id, key_id or "default")
+    return [_start(key.key_id, key.version, COMPRESSED if compressed else 0, tenant_id, *place), *key.chains[key.version]]
+
+
+def chain_to_decrypt(claimed: str | None, head: bytes, key_id: str | None, is_break_glass: bool, *place: str | None) -> list[bytes]:
+    """Return what a ciphertext that begins with `head` must be bound to, and the chain of wrapped keys that it takes."""
+    if len(head) < START_BYTES or head[0] != FORMAT or head[1] & ~COMPRESSED:
+        raise spi.DataException("this is no ciphertext of pg_llm", hint="Pass the whole value that llm.encrypt_data() returned.")
+    _, _, key_bytes, version = _HEAD.unpack_from(head)
+    tenant_id = data_key.tenant_of(claimed)
+    key = data_key.find(tenant_id, key_bytes.hex())
+    if key_id not in (None, key.name):
+        raise spi.InvalidParameter(f"the ciphertext is of key {key.name}, not of {key_id}", hint="Leave the key out: the ciphertext tells.")
+    if not is_break_glass:
+        data_key.require_usable(key)
+    if version < key.min_version:
+        raise spi.ObjectNotInPrerequisiteState(
+            f"version {version} of key {key.name} no longer decrypts", hint="Its min_decryption_version is higher: see llm.set_min_decryption_version()."
+        )
+    if version not in key.chains:
+        raise spi.UndefinedObject(f"key {key.name} has no version {version}", hint="The ciphertext was changed, or is of a newer state of the database.")
+    return [head + bound(tenant_id, *place), *key.chains[version]]
+
+
+def chain_to_index(claimed: str | None, table: str | None, column: str | None) -> list[bytes]:
+    """Return what the index key of a column is derived with, and the chain of wrapped keys that it takes."""
+    tenant_id = data_key.tenant_of(claimed)
+    key = data_key.find(tenant_id, "index")
+    return [b"pg_llm blind index" + bound(tenant_id, table, column) + b"\x01", *key.chains[key.version]]
+
+
+def normalized(value: str, normalization: str | None) -> bytes:
+    """Return the UTF-8 of a value as blind indexes compare it."""
+    if normalization == "casefold":
+        value = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", value).casefold()).strip()
+    elif normalization == "digits":
+        value = "".join(str(unicodedata.digit(character)) for character in value if character.isdigit())
+    elif normalization != "none":
+        raise spi.InvalidParameter(f"normalization {normalization} is not known", hint="Take casefold, digits or none.")
+    return value.encode()
+
+
+def wrapping_keys(start_of_tenant_key: bytes) -> bytes:
+    """Return the keys that a tenant's key is wrapped with."""
+    _require_working_python()
+    _, _, tenant_key, master_version = _HEAD.unpack_from(start_of_tenant_key)
+    return key_store.wrapping_keys(master_version, tenant_key)
+
+
+def unwrapping_key(wrapped: bytes, expected_start: bytes) -> bytes:
+    """Return the key that decrypts a tenant's wrapped key, after checking its tag; raise why if that is wrong."""
+    return checked_key(wrapping_keys(expected_start), wrapped, expected_start)
+
+
+def checked_key(keys: bytes, wrapped: bytes, expected_start: bytes) -> bytes:
+    """Return the half of `keys` that decrypts a wrapped key, after checking its tag by the other; raise why if that is wrong."""
+    end = len(wrapped) - TAG_BYTES
+    has_right_tag(kdf.digest(keys[32:], expected_start + wrapped[START_BYTES:end], "sha256"), wrapped[end:], expected_start)
+    return keys[:32]
+
+
+def new_key() -> bytes:
+    """Return a new key: 32 bytes for encryption and 32 for authentication, derived from as many random ones."""
+    _require_working_python()
+    return kdf.expand(kdf.extract(b"", kdf.urandom(32)), b"pg_llm key")
+
+
+def key_start(key: str, version: int, tenant_id: str, table: str, row: str) -> bytes:
+    """Return what a newly wrapped key begins with, and after it what it is bound to."""
+    return _start(UUID(key).bytes, version, 0, tenant_id, table, "wrapped", row)
+
+
+def start_of_key(wrapped: bytes, tenant_id: str, table: str, row: str) -> bytes:
+    """Return what a wrapped key begins with, and after it what it must be bound to."""
+    return data_key.start_of(wrapped, tenant_id, table, row)
+
+
+def has_right_tag(tag: bytes, expected: bytes, expected_start: bytes) -> bool:
+    """Compare two tags in a time that does not depend on where they differ; if they do, raise why."""
+    if kdf.compare_digest(tag, expected):
+        return True
+    _, _, _, version = _HEAD.unpack_from(expected_start)
+    if bound("llm.tenant_keys", "wrapped") in expected_start:
+        key_store.require_right(version)
+    raise spi.DataException(
+        "the ciphertext is not authentic",
+        detail="It was changed, or it belongs to another tenant, table, column or row.",
+        hint="Decrypt with the table, column and row that the value was encrypted with; else restore it from a backup.",
+    )
+
+
+def deflated(plain: bytes) -> bytes:
+    """Compress."""
+    return zlib.compress(plain)
+
+
+def inflated(compressed: bytes) -> bytes:
+    """Return what was compressed, up to what a value in the database may have."""
+    inflater = zlib.decompressobj()
+    plain = inflater.decompress(compressed, LARGEST)
+    if inflater.unconsumed_tail:
+        raise spi.LimitExceeded("the compressed text has more than 1 GB", hint="No text in PostgreSQL is that long: it was not encrypted here.")
+    return plain
+
+
+def _check_algorithm(algorithm: str | None, key_size: int | None) -> None:
+    if (algorithm is not None and algorithm.lower() not in ALGORITHMS) or key_size not in (None, 256):
+        raise spi.InvalidParameter(
+            f"encryption with {algorithm or ALGORITHMS[0]}, key size {key_size or 256}, is not supported", hint=f"Supported: {SUPPORTED}."
+        )
+
+
+_works: bool | None = None
+
+
+def _require_working_python() -> None:
+    global _works
+    if _works is None:
+        _works = kdf.self_test()
+    if not _works:
+        raise spi.ObjectNotInPrerequisiteState(
+            "the server's Python fails the test of its cryptography", hint="llm.doctor() tells what replaced its modules; restart the server without it."
+        )

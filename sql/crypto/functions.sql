@@ -1,0 +1,549 @@
+create type llm.encryption as (
+    algorithm        text,
+    key_size         integer,
+    key_id           text,
+    use_compression  boolean
+);
+
+comment on type llm.encryption is
+'How to encrypt; whatever is null is chosen: algorithm aes-256-cbc (always with HMAC-SHA256), key_size 256, key_id the tenant''s default key,
+use_compression false. Compression shows in the length how repetitive the text is: not for what mixes secrets with text of others.';
+
+
+-- Encrypting and decrypting
+--
+-- Unwrapped keys are only arguments of functions and operands of expressions: a variable used in a statement would be a parameter, which auto_explain
+-- logs. So what touches keys contains no statement, and Python, which touches them too, runs none.
+
+create function llm._key_chain_to_encrypt(
+    p_tenant     text,
+    p_algorithm  text,
+    p_key_size   integer,
+    p_key_id     text,
+    p_compressed boolean,
+    p_table      text,
+    p_column     text,
+    p_row        text
+)
+    returns bytea[]
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import crypto
+return crypto.chain_to_encrypt(p_tenant, p_algorithm, p_key_size, p_key_id, p_compressed, p_table, p_column, p_row)
+$$;
+
+comment on function llm._key_chain_to_encrypt(text, text, integer, text, boolean, text, text, text) is
+'What a new ciphertext begins with and is bound to, the wrapped tenant key and what that is bound to, the same of the data key.';
+
+
+create function llm._key_chain_to_decrypt(
+    p_tenant         text,
+    p_head           bytea,
+    p_key_id         text,
+    p_is_break_glass boolean,
+    p_table          text,
+    p_column         text,
+    p_row            text
+)
+    returns bytea[]
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import crypto
+return crypto.chain_to_decrypt(p_tenant, p_head, p_key_id, p_is_break_glass, p_table, p_column, p_row)
+$$;
+
+comment on function llm._key_chain_to_decrypt(text, bytea, text, boolean, text, text, text) is
+'As llm._key_chain_to_encrypt() for a ciphertext that begins with p_head. p_key_id: the key that it must be of, null for any.';
+
+
+create function llm._wrapping_keys(
+    p_start bytea
+)
+    returns bytea
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import crypto
+return crypto.wrapping_keys(p_start)
+$$;
+
+comment on function llm._wrapping_keys(bytea) is
+'The keys that wrap the tenant key which begins with p_start: from the master key and the tenant''s secret, read from the key store on each call.';
+
+
+create function llm._unwrapping_key(
+    p_wrapped bytea,
+    p_start   bytea
+)
+    returns bytea
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import crypto
+return crypto.unwrapping_key(p_wrapped, p_start)
+$$;
+
+comment on function llm._unwrapping_key(bytea, bytea) is
+'The key that decrypts a wrapped tenant key, after its tag was checked. Errors: as llm._has_right_tag.';
+
+
+create function llm._checked_key(
+    p_keys    bytea,
+    p_wrapped bytea,
+    p_start   bytea
+)
+    returns bytea
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import crypto
+return crypto.checked_key(p_keys, p_wrapped, p_start)
+$$;
+
+comment on function llm._checked_key(bytea, bytea, bytea) is
+'The half of p_keys that decrypts a wrapped key, after its tag was checked by the other half. Errors: as llm._has_right_tag.';
+
+
+create function llm._new_key()
+    returns bytea
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import crypto
+return crypto.new_key()
+$$;
+
+comment on function llm._new_key() is
+'A new key, not wrapped.';
+
+
+create function llm._has_right_tag(
+    p_tag      bytea,
+    p_expected bytea,
+    p_start    bytea
+)
+    returns boolean
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import crypto
+return crypto.has_right_tag(p_tag, p_expected, p_start)
+$$;
+
+comment on function llm._has_right_tag(bytea, bytea, bytea) is
+'True when two tags are equal, compared in a time that does not tell where they differ; else raises why a ciphertext that should begin with p_start has
+another. Errors: data_exception; config_file_error when the master key is not the one that it was.';
+
+
+create function llm._deflated(
+    p_plain bytea
+)
+    returns bytea
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import crypto
+return crypto.deflated(p_plain)
+$$;
+
+comment on function llm._deflated(bytea) is
+'Compressed (RFC 1950).';
+
+
+create function llm._inflated(
+    p_compressed bytea
+)
+    returns bytea
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import crypto
+return crypto.inflated(p_compressed)
+$$;
+
+comment on function llm._inflated(bytea) is
+'What llm._deflated() was given. Errors: program_limit_exceeded when it is more than 1 GB.';
+
+
+create function llm._seal(
+    p_keys  bytea,
+    p_plain bytea,
+    p_start bytea
+)
+    returns bytea
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_ciphertext bytea;
+begin
+    v_ciphertext := @extschema:pgcrypto@.encrypt_iv(p_plain, substr(p_keys, 1, 32), substr(p_start, 23, 16), 'aes-cbc/pad:pkcs'::text);
+    return substr(p_start, 1, 38) || v_ciphertext
+        || @extschema:pgcrypto@.hmac(p_start || v_ciphertext, substr(p_keys, 33, 32), 'sha256'::text);
+end
+$$;
+
+comment on function llm._seal(bytea, bytea, bytea) is
+'The ciphertext: the head and initialization vector that p_start begins with, AES-256-CBC, and HMAC-SHA256 over p_start and that. p_keys: 32 bytes
+for each.';
+
+
+create function llm._unseal(
+    p_keys   bytea,
+    p_sealed bytea,
+    p_start  bytea
+)
+    returns bytea
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_ciphertext bytea := substr(p_sealed, 39, greatest(octet_length(p_sealed) - 70, 0));
+begin
+    if llm._has_right_tag(
+        @extschema:pgcrypto@.hmac(p_start || v_ciphertext, substr(p_keys, 33, 32), 'sha256'::text),
+        substr(p_sealed, greatest(octet_length(p_sealed) - 31, 39)),
+        p_start
+    ) then
+        return @extschema:pgcrypto@.decrypt_iv(v_ciphertext, substr(p_keys, 1, 32), substr(p_start, 23, 16), 'aes-cbc/pad:pkcs'::text);
+    end if;
+    return null;
+end
+$$;
+
+comment on function llm._unseal(bytea, bytea, bytea) is
+'What llm._seal() was given, after its tag was checked against what the ciphertext must be bound to. Errors: as llm._has_right_tag.';
+
+
+create function llm._tenant_keys(
+    p_wrapped bytea,
+    p_start   bytea
+)
+    returns bytea
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return @extschema:pgcrypto@.decrypt_iv(
+        substr(p_wrapped, 39, 80), llm._unwrapping_key(p_wrapped, p_start), substr(p_start, 23, 16), 'aes-cbc/pad:pkcs'::text
+    );
+end
+$$;
+
+comment on function llm._tenant_keys(bytea, bytea) is
+'The unwrapped tenant key.';
+
+
+create function llm._data_keys(
+    p_chain bytea[]
+)
+    returns bytea
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- llm._unseal(llm._tenant_keys(p_chain[2], p_chain[3]), p_chain[4], p_chain[5]), without the calls.
+    return @extschema:pgcrypto@.decrypt_iv(
+        substr(p_chain[4], 39, 80),
+        llm._checked_key(
+            @extschema:pgcrypto@.decrypt_iv(
+                substr(p_chain[2], 39, 80), llm._unwrapping_key(p_chain[2], p_chain[3]), substr(p_chain[3], 23, 16), 'aes-cbc/pad:pkcs'::text
+            ),
+            p_chain[4],
+            p_chain[5]
+        ),
+        substr(p_chain[5], 23, 16),
+        'aes-cbc/pad:pkcs'::text
+    );
+end
+$$;
+
+comment on function llm._data_keys(bytea[]) is
+'The unwrapped data key of a chain.';
+
+
+create function llm._opened(
+    p_chain  bytea[],
+    p_sealed bytea
+)
+    returns text
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if get_byte(p_sealed, 1) = 1 then
+        return convert_from(llm._inflated(llm._unseal(llm._data_keys(p_chain), p_sealed, p_chain[1])), 'UTF8'::name);
+    end if;
+    return convert_from(llm._unseal(llm._data_keys(p_chain), p_sealed, p_chain[1]), 'UTF8'::name);
+end
+$$;
+
+comment on function llm._opened(bytea[], bytea) is
+'The text in a ciphertext, by its chain of keys.';
+
+
+-- security definer: an application encrypts, and must not get at keys.
+create function llm.encrypt_data(
+    p_data       text,
+    p_encryption llm.encryption default null,
+    p_table      text default '',
+    p_column     text default '',
+    p_row        text default ''
+)
+    returns bytea
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_chain bytea[];
+begin
+    if p_data is null then
+        return null;
+    end if;
+    v_chain := llm._key_chain_to_encrypt(
+        llm._claimed_tenant(), p_encryption.algorithm, p_encryption.key_size, p_encryption.key_id, p_encryption.use_compression,
+        p_table, p_column, p_row
+    );
+    if p_encryption.use_compression then
+        return llm._seal(llm._data_keys(v_chain), llm._deflated(convert_to(p_data, 'UTF8'::name)), v_chain[1]);
+    end if;
+    return llm._seal(llm._data_keys(v_chain), convert_to(p_data, 'UTF8'::name), v_chain[1]);
+end
+$$;
+
+alter function llm.encrypt_data(text, llm.encryption, text, text, text) owner to llm_owner;
+
+comment on function llm.encrypt_data(text, llm.encryption, text, text, text) is
+'Encrypts for the current tenant, and binds the result to it and to a place: llm.decrypt_data() must be told the same. p_data: any text, null
+gives null; p_encryption: how, null for the defaults; p_table, p_column, p_row: where it will be stored. Returns 70 bytes more than the text,
+padded to 16. Errors: invalid_parameter_value for an unsupported algorithm; undefined_object for an unknown key; object_not_in_prerequisite_state for a
+revoked key, or without a master key or a tenant; config_file_error when the master key is missing, unsafe or wrong.';
+
+
+-- security definer: an application decrypts, and must not get at keys.
+create function llm.decrypt_data(
+    p_encrypted_data bytea,
+    p_encryption     llm.encryption default null,
+    p_table          text default '',
+    p_column         text default '',
+    p_row            text default ''
+)
+    returns text
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_chain bytea[];
+begin
+    if p_encrypted_data is null then
+        return null;
+    end if;
+    v_chain := llm._key_chain_to_decrypt(
+        llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), p_encryption.key_id, false, p_table, p_column, p_row
+    );
+    return llm._opened(v_chain, p_encrypted_data);
+end
+$$;
+
+alter function llm.decrypt_data(bytea, llm.encryption, text, text, text) owner to llm_owner;
+
+comment on function llm.decrypt_data(bytea, llm.encryption, text, text, text) is
+'The text that llm.encrypt_data() was given, for the same tenant, table, column and row. p_encrypted_data: null gives null; p_encryption: not
+needed, the ciphertext tells; what it names must fit. Errors: data_exception when the ciphertext was changed or belongs elsewhere, or is none;
+undefined_object for an unknown key; object_not_in_prerequisite_state for a revoked key or a version that no longer decrypts; as llm.encrypt_data.';
+
+
+create function llm._key_start(
+    p_key     uuid,
+    p_version integer,
+    p_tenant  text,
+    p_table   text,
+    p_row     text
+)
+    returns bytea
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import crypto
+return crypto.key_start(p_key, p_version, p_tenant, p_table, p_row)
+$$;
+
+comment on function llm._key_start(uuid, integer, text, text, text) is
+'What a newly wrapped key begins with and is bound to. p_key, p_version: the wrapping key; p_table, p_row: where it will be.';
+
+
+create function llm._start_of_key(
+    p_wrapped bytea,
+    p_tenant  text,
+    p_table   text,
+    p_row     text
+)
+    returns bytea
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import crypto
+return crypto.start_of_key(p_wrapped, p_tenant, p_table, p_row)
+$$;
+
+comment on function llm._start_of_key(bytea, text, text, text) is
+'What a wrapped key begins with and must be bound to.';
+
+
+create function llm._blind_index_chain(
+    p_tenant text,
+    p_table  text,
+    p_column text
+)
+    returns bytea[]
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import crypto
+return crypto.chain_to_index(p_tenant, p_table, p_column)
+$$;
+
+comment on function llm._blind_index_chain(text, text, text) is
+'What the index key of a column is derived with (HKDF-Expand, RFC 5869), and the chain of the tenant''s key for indexes.';
+
+
+create function llm._normalized(
+    p_value         text,
+    p_normalization text
+)
+    returns bytea
+    language plpython3u
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import crypto
+return crypto.normalized(p_value, p_normalization)
+$$;
+
+comment on function llm._normalized(text, text) is
+'A value as llm.blind_index() compares it. Errors: invalid_parameter_value for an unknown normalization.';
+
+
+-- security definer: an application searches, and must not get at keys.
+create function llm.blind_index(
+    p_value         text,
+    p_table         text,
+    p_column        text,
+    p_bits          integer default 32,
+    p_normalization text default 'casefold'
+)
+    returns bytea
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_chain bytea[];
+begin
+    if p_bits is null or p_bits not between 8 and 256 or p_bits % 8 <> 0 then
+        raise exception 'a blind index of % bits', coalesce(p_bits::text, 'null')
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Take 8, 16, … 256: the fewer, the less it tells, and the more rows a search decrypts in vain.';
+    end if;
+    if p_value is null then
+        return null;
+    end if;
+    v_chain := llm._blind_index_chain(llm._claimed_tenant(), p_table, p_column);
+    return substr(
+        @extschema:pgcrypto@.hmac(
+            llm._normalized(p_value, p_normalization),
+            @extschema:pgcrypto@.hmac(v_chain[1], substr(llm._data_keys(v_chain), 33, 32), 'sha256'::text),
+            'sha256'::text
+        ),
+        1,
+        p_bits / 8
+    );
+end
+$$;
+
+alter function llm.blind_index(text, text, text, integer, text) owner to llm_owner;
+
+comment on function llm.blind_index(text, text, text, integer, text) is
+'What to store and to index beside a ciphertext, so that equal values can be found: HMAC-SHA256 by a key of the tenant and the column, the first
+p_bits of it. p_value: null gives null; p_table, p_column: what it is an index of; p_bits: 8 to 256 in steps of 8; p_normalization: casefold (Unicode
+NFKC, case folded, without blanks at the ends), digits (only those) or none. It is the same after every rotation. It tells which rows have equal
+values: not for columns with few of them. Errors: invalid_parameter_value; as llm.encrypt_data.';
+
+
+-- security definer: it reads what the application no longer can.
+create function llm.break_glass_decrypt(
+    p_encrypted_data bytea,
+    p_purpose        text,
+    p_table          text default '',
+    p_column         text default '',
+    p_row            text default ''
+)
+    returns text
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_chain bytea[];
+begin
+    if coalesce(length(btrim(p_purpose)), 0) = 0 then
+        raise exception 'no purpose is given'
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Say why this is read: it is kept in llm.key_events.';
+    end if;
+    v_chain := llm._key_chain_to_decrypt(
+        llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), null::text, true, p_table, p_column, p_row
+    );
+    perform llm._note_key_event(
+        llm._key_tenant(), encode(substr(p_encrypted_data, 3, 16), 'hex'::text)::uuid, 'read by break-glass'::text,
+        jsonb_build_object('purpose', p_purpose, 'table', p_table, 'column', p_column, 'row', p_row)
+    );
+    return llm._opened(v_chain, p_encrypted_data);
+end
+$$;
+
+alter function llm.break_glass_decrypt(bytea, text, text, text, text) owner to llm_owner;
+
+comment on function llm.break_glass_decrypt(bytea, text, text, text, text) is
+'As llm.decrypt_data(), also with a revoked key, for llm_admin; each call is kept in llm.key_events. p_purpose: why. The other arguments and the result:
+as llm.decrypt_data. Errors: invalid_parameter_value without a purpose; as llm.decrypt_data.';
+
+
+select llm._grant_execute(
+    array['llm_owner'],
+    '_key_chain_to_encrypt', '_key_chain_to_decrypt', '_blind_index_chain', '_wrapping_keys', '_unwrapping_key', '_checked_key', '_tenant_keys', '_new_key',
+    '_has_right_tag', '_deflated', '_inflated', '_normalized', '_seal', '_unseal', '_opened', '_data_keys', '_key_start', '_start_of_key'
+);
+select llm._grant_execute(
+    array['llm_admin', 'llm_app'],
+    'encrypt_data', 'decrypt_data', 'blind_index'
+);
+select llm._grant_execute(
+    array['llm_admin'],
+    'break_glass_decrypt'
+);
