@@ -28,6 +28,7 @@ COMMITTING = ("llm.manage_partitions(INOUT p_ok boolean)",)
 EXECUTES = {
     "llm._grant_execute": "regprocedures, which print themselves quoted, and roles that only functions.sql chooses",
     "llm._protect_tenant_table": "a regclass, which prints itself quoted, and privileges that only tables.sql chooses",
+    "llm._protect_user_rows": "a regclass, which prints itself quoted",
     "llm._make_partition": "names that format() or a regclass or regrole quotes",
     "llm._make_default_partition": "names that format() or a regclass or regrole quotes",
     "llm._copy_rows": "names that format() or a regclass or regrole quotes; the owner's code runs with the owner's rights",

@@ -258,8 +258,8 @@ $$;
 
 comment on function llm.remember(text, text, text, jsonb, text, text, uuid, timestamptz, timestamptz, boolean, boolean, jsonb, jsonb) is
 'Remembers a fact, in place of what contradicts it. p_scope: user, agent or conversation; p_owner: the id of that; p_predicate: which property,
-p_subject: of what, '''' for the owner; p_value: what it is; p_content: the same in words, for search; p_user_id: whom it concerns, for scope user the
-owner; p_valid_from, p_valid_to: when it holds (inclusive, exclusive), null for now and for ever, -infinity for always; p_many: whether the predicate has
+p_subject: of what, '''' for the owner; p_value: what it is; p_content: the same in words, for search; p_user_id: whom it concerns, by default the
+user who owns it or whom llm.set_user() told; p_valid_from, p_valid_to: when it holds (inclusive, exclusive), null for now and for ever, -infinity for always; p_many: whether the predicate has
 many values at a time; p_replace: false refuses what contradicts; p_metadata, p_source: anything else, and where it is from. What is known already is not
 written again. Returns the fact. Errors: exclusion_violation without p_replace; invalid_parameter_value, null_value_not_allowed, program_limit_exceeded;
 object_not_in_prerequisite_state without a tenant.';
@@ -277,14 +277,15 @@ create function llm._memory_user(
 as $$
 begin
     return case
-        when p_user_id is not null or p_scope <> 'user' then p_user_id
+        when p_user_id is not null then p_user_id
+        when p_scope is distinct from 'user' then llm.current_user_id()
         when p_owner ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then p_owner::uuid
     end;
 end
 $$;
 
 comment on function llm._memory_user(text, text, uuid) is
-'Whom a fact concerns: the user given, else the owner of a user''s fact.';
+'Whom a fact concerns: the user given, else the owner of a user''s fact, else the user of the transaction.';
 
 
 create function llm.remember_all(
