@@ -20,6 +20,7 @@ begin
     return query select * from llm._doctor_storage();
     return query select * from llm._doctor_security();
     return query select * from llm._doctor_partitions();
+    return query select * from llm._doctor_personal_data();
     return query select * from llm._doctor_python();
     return query select * from llm._doctor_coherence();
 end
@@ -372,6 +373,31 @@ comment on function llm._doctor_partitions() is
 'The part of llm.doctor() about partitions.';
 
 
+create function llm._doctor_personal_data()
+    returns setof llm.check_result
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_wrong text;
+begin
+    if to_regclass('llm.personal_data') is null then
+        return;
+    end if;
+    select string_agg(distinct u.relation || ' ' || u.problem, ', ') into v_wrong from llm._unregistered_tables() u;
+    return query select
+        'personal data is registered',
+        v_wrong is null,
+        coalesce(v_wrong, 'every table with a user_id, and what refers to one'),
+        'As a superuser run: select llm.register_personal_data(…) for each table; delete from llm.personal_data what is no longer there.';
+end
+$$;
+
+comment on function llm._doctor_personal_data() is
+'The part of llm.doctor() about personal data.';
+
+
 create function llm._doctor_python()
     returns setof llm.check_result
     language plpython3u
@@ -402,5 +428,5 @@ comment on function llm._doctor_coherence() is
 
 select llm._grant_execute(
     array['llm_admin', 'llm_auditor'],
-    'doctor', '_doctor_server', '_doctor_storage', '_doctor_security', '_doctor_partitions', '_doctor_python', '_doctor_coherence'
+    'doctor', '_doctor_server', '_doctor_storage', '_doctor_security', '_doctor_partitions', '_doctor_personal_data', '_doctor_python', '_doctor_coherence'
 );
