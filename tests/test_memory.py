@@ -285,7 +285,8 @@ def test_no_sequence_of_changes_leaves_two_values_at_a_time(acme: Client) -> Non
         model[begin:end] = [value] * (end - begin)
         past.append((acme.one("select clock_timestamp()"), list(model)))
     query = """
-        select (select value from llm.memory_as_of(%s + d * interval '1 day', 'agent', 'a', p_known_at => %s)) from generate_series(0, %s) d order by d
+        select (select value from llm.memory_as_of(%s + d * interval '1 day', 'agent', 'a', p_known_at => %s))
+        from generate_series(0, %s) d order by d
         """
     for moment, expected in past[::7] + past[-1:]:
         assert acme.column(query, start, moment, days - 1) == expected

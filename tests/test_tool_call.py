@@ -26,7 +26,8 @@ def test_calls_are_logged_and_listed(acme: Client) -> None:
     acme.run("select llm.register_tool('weather', '{\"type\": \"object\"}')")
     now = datetime.now(UTC)
     acme.run(
-        "select llm.log_tool_call('weather', '{\"city\": \"Oslo\"}', '{\"t\": 3}', p_duration => '1.5 s', p_user_id => %s, p_tool_call_id => 'toolu_1')",
+        "select llm.log_tool_call('weather', '{\"city\": \"Oslo\"}', '{\"t\": 3}', p_duration => '1.5 s', p_user_id => %s,"
+        " p_tool_call_id => 'toolu_1')",
         ANNE,
     )
     acme.run("select llm.log_tool_call('wether', '{}', p_error => 'unknown tool', p_conversation_id => %s)", BOB)

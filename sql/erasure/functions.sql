@@ -8,8 +8,8 @@ create type llm.erasure as (
 );
 
 comment on type llm.erasure is
-'What became of a user''s rows in a table: action is delete, anonymize, shred or keep, null for a table that is not registered; rows, of how many; residual, in
-how many other rows the user is still found, in these columns; reason: why rows are kept.';
+'What became of a user''s rows in a table: action is delete, anonymize, shred or keep, null for a table that is not registered; rows, of how many;
+residual, in how many other rows the user is still found, in these columns; reason: why rows are kept.';
 
 
 create function llm._rows_of_user(
@@ -160,7 +160,8 @@ begin
             execute format('select count(*) from %s t where %s', p_relation::regclass, v_where) into v_count using p_tenant, p_user_id;
         when 'anonymize' then
             execute format(
-                'update %s t set %s where %s', p_relation::regclass, (select string_agg(format('%I = null', c), ', ') from unnest(p_columns) c), v_where
+                'update %s t set %s where %s',
+                p_relation::regclass, (select string_agg(format('%I = null', c), ', ') from unnest(p_columns) c), v_where
             )
             using p_tenant, p_user_id;
             get diagnostics v_count = row_count;
@@ -215,8 +216,9 @@ begin
     end if;
     return query execute format(
         'select count(*), array(select distinct c from unnest(string_to_array(string_agg(s.hits, %L), %L)) c order by c)'
-        ' from (select array_to_string(array(select (array[%s])[f.position] from unnest(array[%s]) with ordinality f (hit, position) where f.hit), %L)'
-        ' as hits from %s t where (%s) is not true %s) s where s.hits <> %L',
+        ' from (select array_to_string(array('
+        'select (array[%s])[f.position] from unnest(array[%s]) with ordinality f (hit, position) where f.hit), %L) as hits'
+        ' from %s t where (%s) is not true %s) s where s.hits <> %L',
         ', ', ', ', v_columns, array_to_string(v_tests, ', '), ', ', p_relation, llm._rows_of_user(p_relation::text, 't'::text, null::text),
         case when exists (select from pg_attribute a where a.attrelid = p_relation and a.attname = 'tenant_id' and not a.attisdropped)
             then 'and t.tenant_id = $1' else '' end,
@@ -227,8 +229,8 @@ end
 $$;
 
 comment on function llm._residual_rows(text, uuid, regclass, text[]) is
-'In how many rows of a table, besides those that are registered as the user''s, his id or another of p_needles (in lower case) stands, and in which columns of
-them: in all columns of text, JSON or UUIDs, and arrays of these.';
+'In how many rows of a table, besides those that are registered as the user''s, his id or another of p_needles (in lower case) stands, and in which
+columns of them: in all columns of text, JSON or UUIDs, and arrays of these.';
 
 
 -- security definer: it reaches every table, whoever holds it, and writes to the audit log.
@@ -331,11 +333,11 @@ $$;
 alter function llm.forget_user(uuid, text, boolean, text[]) owner to llm_owner;
 
 comment on function llm.forget_user(uuid, text, boolean, text[]) is
-'Forgets a user of the tenant, in this transaction: does with his rows what each table is registered for (llm.register_personal_data), then looks for him in
-all text, JSON and UUIDs that the tenant has in schema llm. p_user_id: whom; p_reason: for the audit log; p_dry_run: true changes nothing and tells what would
-be done; p_also: more to look for, such as his name and address, each of at least 3 characters. Returns a receipt, a row a table, which is an event
-user_forgotten of the audit log too. For llm_admin. Errors: invalid_parameter_value without a tenant or a user; insufficient_privilege when llm.set_user()
-told of another.';
+'Forgets a user of the tenant, in this transaction: does with his rows what each table is registered for (llm.register_personal_data), then looks for
+him in all text, JSON and UUIDs that the tenant has in schema llm. p_user_id: whom; p_reason: for the audit log; p_dry_run: true changes nothing and
+tells what would be done; p_also: more to look for, such as his name and address, each of at least 3 characters. Returns a receipt, a row a table,
+which is an event user_forgotten of the audit log too. For llm_admin. Errors: invalid_parameter_value without a tenant or a user;
+insufficient_privilege when llm.set_user() told of another.';
 
 
 create function llm._unregistered_tables()

@@ -18,8 +18,9 @@ create type llm.memory as (
 );
 
 comment on type llm.memory is
-'A fact: predicate of subject is value, for the owner of a scope (user, agent, conversation); content says it in words; many: the predicate has many values
-at a time. It holds from valid_from until before valid_to, and that was believed from known_from until before known_to; null: without beginning or end.';
+'A fact: predicate of subject is value, for the owner of a scope (user, agent, conversation); content says it in words; many: the predicate has many
+values at a time. It holds from valid_from until before valid_to, and that was believed from known_from until before known_to; null: without beginning
+or end.';
 
 
 -- Writing
@@ -66,7 +67,8 @@ end
 $$;
 
 comment on function llm._check_memory(llm.memory) is
-'Refuses what the constraints of llm.memories would, in the user''s words. Errors: invalid_parameter_value, null_value_not_allowed, program_limit_exceeded.';
+'Refuses what the constraints of llm.memories would, in the user''s words. Errors: invalid_parameter_value, null_value_not_allowed,
+program_limit_exceeded.';
 
 
 create function llm._supersede_memory(
@@ -151,6 +153,11 @@ declare
 begin
     p_fact.subject := coalesce(p_fact.subject, '');
     p_fact.many := coalesce(p_fact.many, false);
+    p_fact.user_id := case
+        when p_fact.user_id is not null then p_fact.user_id
+        when p_fact.scope is distinct from 'user' then llm.current_user_id()
+        when p_fact.owner ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then p_fact.owner::uuid
+    end;
     p_fact.content := coalesce(p_fact.content, p_fact.predicate || ': ' || coalesce(p_fact.value #>> '{}', 'null'));
     perform llm._check_memory(p_fact);
     if coalesce(p_fact.valid_from, clock_timestamp()) >= p_fact.valid_to then
@@ -249,7 +256,7 @@ declare
 begin
     return llm._remember(
         v_tenant,
-        row(v_tenant, null::uuid, p_scope, p_owner, llm._memory_user(p_scope, p_owner, p_user_id), p_subject, p_predicate, p_value, p_content, p_many,
+        row(v_tenant, null::uuid, p_scope, p_owner, p_user_id, p_subject, p_predicate, p_value, p_content, p_many,
             p_metadata, p_source, p_valid_from, p_valid_to, null::timestamptz, null::timestamptz)::llm.memory,
         p_replace
     );
@@ -259,33 +266,10 @@ $$;
 comment on function llm.remember(text, text, text, jsonb, text, text, uuid, timestamptz, timestamptz, boolean, boolean, jsonb, jsonb) is
 'Remembers a fact, in place of what contradicts it. p_scope: user, agent or conversation; p_owner: the id of that; p_predicate: which property,
 p_subject: of what, '''' for the owner; p_value: what it is; p_content: the same in words, for search; p_user_id: whom it concerns, by default the
-user who owns it or whom llm.set_user() told; p_valid_from, p_valid_to: when it holds (inclusive, exclusive), null for now and for ever, -infinity for always; p_many: whether the predicate has
-many values at a time; p_replace: false refuses what contradicts; p_metadata, p_source: anything else, and where it is from. What is known already is not
-written again. Returns the fact. Errors: exclusion_violation without p_replace; invalid_parameter_value, null_value_not_allowed, program_limit_exceeded;
-object_not_in_prerequisite_state without a tenant.';
-
-
-create function llm._memory_user(
-    p_scope   text,
-    p_owner   text,
-    p_user_id uuid
-)
-    returns uuid
-    language plpgsql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    return case
-        when p_user_id is not null then p_user_id
-        when p_scope is distinct from 'user' then llm.current_user_id()
-        when p_owner ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then p_owner::uuid
-    end;
-end
-$$;
-
-comment on function llm._memory_user(text, text, uuid) is
-'Whom a fact concerns: the user given, else the owner of a user''s fact, else the user of the transaction.';
+user who owns it or whom llm.set_user() told; p_valid_from, p_valid_to: when it holds (inclusive, exclusive), null for now and for ever, -infinity for
+always; p_many: whether the predicate has many values at a time; p_replace: false refuses what contradicts; p_metadata, p_source: anything else, and
+where it is from. What is known already is not written again. Returns the fact. Errors: exclusion_violation without p_replace;
+invalid_parameter_value, null_value_not_allowed, program_limit_exceeded; object_not_in_prerequisite_state without a tenant.';
 
 
 create function llm.remember_all(
@@ -311,12 +295,13 @@ begin
     for v_fact in
         select
             e.position,
-            row(v_tenant, null, f.scope, f.owner, llm._memory_user(f.scope, f.owner, f.user_id), f.subject, f.predicate, e.fact -> 'value', f.content,
+            row(v_tenant, null, f.scope, f.owner, f.user_id, f.subject, f.predicate, e.fact -> 'value', f.content,
                 f.many, nullif(e.fact -> 'metadata', 'null'), nullif(e.fact -> 'source', 'null'), f.valid_from, f.valid_to, null, null
             )::llm.memory as fact
         from jsonb_array_elements(p_facts) with ordinality e (fact, position)
         cross join lateral jsonb_to_record(e.fact) f (
-            scope text, owner text, user_id uuid, subject text, predicate text, content text, many boolean, valid_from timestamptz, valid_to timestamptz
+            scope text, owner text, user_id uuid, subject text, predicate text, content text, many boolean, valid_from timestamptz,
+            valid_to timestamptz
         )
         order by f.scope collate "C", f.owner collate "C", coalesce(f.subject, '') collate "C", f.predicate collate "C", e.position
     loop
@@ -327,8 +312,8 @@ end
 $$;
 
 comment on function llm.remember_all(jsonb, boolean) is
-'Remembers many facts at once, all or none. p_facts: an array of objects with the names of llm.remember()''s arguments, without p_; p_replace: as there.
-Returns the facts, in the order of the array. Errors: as llm.remember().';
+'Remembers many facts at once, all or none. p_facts: an array of objects with the names of llm.remember()''s arguments, without p_; p_replace: as
+there. Returns the facts, in the order of the array. Errors: as llm.remember().';
 
 
 create function llm._memory_to_change(
@@ -373,30 +358,30 @@ as $$
 declare
     v_tenant text := llm._writable_tenant();
     v_fact   llm.memory := llm._memory_to_change(v_tenant, p_memory_id);
-    v_new    llm.memory := v_fact;
+    v_from   timestamptz;
 begin
     if v_fact.known_to is not null or v_fact.valid_to <= clock_timestamp() then
         raise exception 'memory % is a thing of the past', p_memory_id
             using errcode = 'serialization_failure',
                   hint = 'Another change came first. See llm.memory_history(), decide again, and update what is known now.';
     end if;
-    v_new.value := p_value;
-    v_new.content := p_content;
-    v_new.metadata := coalesce(p_metadata, v_fact.metadata);
-    v_new.source := coalesce(p_source, v_fact.source);
-    v_new.valid_from := greatest(clock_timestamp(), v_fact.valid_from);
+    v_from := greatest(clock_timestamp(), v_fact.valid_from);
     if v_fact.many and v_fact.value <> p_value then
-        perform llm._supersede_memory(
-            v_tenant, p_memory_id, tstzrange(v_new.valid_from, v_fact.valid_to), llm._known_after(v_tenant, v_fact)
-        );
+        perform llm._supersede_memory(v_tenant, p_memory_id, tstzrange(v_from, v_fact.valid_to), llm._known_after(v_tenant, v_fact));
     end if;
-    return llm._remember(v_tenant, v_new, true);
+    return llm._remember(
+        v_tenant,
+        row(v_tenant, null::uuid, v_fact.scope, v_fact.owner, v_fact.user_id, v_fact.subject, v_fact.predicate, p_value, p_content, v_fact.many,
+            coalesce(p_metadata, v_fact.metadata), coalesce(p_source, v_fact.source), v_from, v_fact.valid_to, null::timestamptz, null::timestamptz
+        )::llm.memory,
+        true
+    );
 end
 $$;
 
 comment on function llm.update_memory(uuid, jsonb, text, jsonb, jsonb) is
-'Gives a fact another value from now on. p_memory_id: the fact as it was seen; p_value, p_content: the new value, also in words; p_metadata, p_source: null
-keeps the present ones. Returns the new fact, which has an id of its own. Errors: serialization_failure when the fact is no longer what is known;
+'Gives a fact another value from now on. p_memory_id: the fact as it was seen; p_value, p_content: the new value, also in words; p_metadata, p_source:
+null keeps the present ones. Returns the new fact, which has an id of its own. Errors: serialization_failure when the fact is no longer what is known;
 no_data_found when there is none; as llm.remember().';
 
 
@@ -453,8 +438,8 @@ end
 $$;
 
 comment on function llm.forget_memory(uuid, boolean) is
-'Takes a fact back: from now on it is not believed to have ever held. p_memory_id: the fact; p_erase: true deletes this row of it, so that not even history
-tells. Returns false when it was taken back before. Errors: no_data_found when there is none.';
+'Takes a fact back: from now on it is not believed to have ever held. p_memory_id: the fact; p_erase: true deletes this row of it, so that not even
+history tells. Returns false when it was taken back before. Errors: no_data_found when there is none.';
 
 
 create function llm.forget_memories(
@@ -498,12 +483,12 @@ end
 $$;
 
 comment on function llm.forget_memories(text, text, text, text, boolean) is
-'llm.forget_memory() for all facts of an owner. p_scope, p_owner: whose; p_subject, p_predicate: which, null for all; p_erase: true deletes them with their
-history. Returns how many rows. Errors: invalid_parameter_value without an owner.';
+'llm.forget_memory() for all facts of an owner. p_scope, p_owner: whose; p_subject, p_predicate: which, null for all; p_erase: true deletes them with
+their history. Returns how many rows. Errors: invalid_parameter_value without an owner.';
 
 
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app'],
-    '_check_memory', '_supersede_memory', '_known_after', '_remember', '_memory_user', '_memory_to_change', 'remember', 'remember_all', 'update_memory',
-    'end_memory', 'forget_memory', 'forget_memories'
+    '_check_memory', '_supersede_memory', '_known_after', '_remember', '_memory_to_change', 'remember', 'remember_all',
+    'update_memory', 'end_memory', 'forget_memory', 'forget_memories'
 );

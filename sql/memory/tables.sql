@@ -35,8 +35,9 @@ create table if not exists llm.memories (
 );
 
 comment on table llm.memories is
-'Facts: what predicate of subject is, for an owner (a user, an agent, a conversation); user_id is whom it concerns. valid is when it holds, known when that was believed; at no time are two values of one predicate believed to hold at one time. Rows are added, and known is
-ended; nothing else changes. many: the predicate has many values at a time.';
+'Facts: what predicate of subject is, for an owner (a user, an agent, a conversation); user_id is whom it concerns. valid is when it holds, known when
+that was believed; at no time are two values of one predicate believed to hold at one time. Rows are added, and known is ended; nothing else changes.
+many: the predicate has many values at a time.';
 
 -- "what is known of this owner"
 create index if not exists memories_known on llm.memories (tenant_id, scope, owner, subject, predicate) where upper(known) is null;
@@ -70,7 +71,8 @@ select
 from llm.memories m;
 
 comment on view llm.memory_facts is
-'llm.memories as llm.memory: a fact held from valid_from until before valid_to, believed from known_from until before known_to; null: no beginning or end.';
+'llm.memories as llm.memory: a fact held from valid_from until before valid_to, believed from known_from until before known_to; null: no beginning or
+end.';
 
 alter view llm.memory_facts owner to llm_owner;
 grant select on llm.memory_facts to llm_admin, llm_app, llm_reader;

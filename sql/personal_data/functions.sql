@@ -72,7 +72,7 @@ $$;
 
 comment on function llm.register_personal_data(regclass, text, text, regclass, text[], text) is
 'Tells llm.forget_user() of a table with rows of users; again to tell it otherwise. p_table: the table, the partitioned one if it has partitions;
-p_user_column: its column with the user''s id (uuid or text), or null with p_via: the registered table that its one foreign key leads to;
-p_action: delete the rows; anonymize: set the user column and p_columns null; shred: destroy the keys that the one column of p_columns names, and delete
-the rows; keep, for p_reason. A table that is not pg_llm''s is granted to llm_owner. For superusers. Errors: invalid_parameter_value, undefined_column,
+p_user_column: its column with the user''s id (uuid or text), or null with p_via: the registered table that its one foreign key leads to; p_action:
+delete the rows; anonymize: set the user column and p_columns null; shred: destroy the keys that the one column of p_columns names, and delete the
+rows; keep, for p_reason. A table that is not pg_llm''s is granted to llm_owner. For superusers. Errors: invalid_parameter_value, undefined_column,
 insufficient_privilege when row-level security would hide the rows.';

@@ -107,8 +107,8 @@ end
 $$;
 
 comment on function llm.list_memories(text, text, text, text, uuid, integer, uuid) is
-'What is known now to hold now, oldest first. p_scope, p_owner, p_subject, p_predicate, p_user_id: null for any; p_limit: at most so many; p_after: those
-after this one, the last of the page before.';
+'What is known now to hold now, oldest first. p_scope, p_owner, p_subject, p_predicate, p_user_id: null for any; p_limit: at most so many; p_after:
+those after this one, the last of the page before.';
 
 
 create function llm.count_memories(
@@ -243,8 +243,8 @@ end
 $$;
 
 comment on function llm.search_memories(text, text, text, uuid, integer) is
-'What is known now to hold now and has a word of p_query, or words that resemble it, best first: score is the rank of the words plus the similarity of the
-best extent (pg_trgm). p_scope, p_owner, p_user_id: null for any; p_limit: at most so many.';
+'What is known now to hold now and has a word of p_query, or words that resemble it, best first: score is the rank of the words plus the similarity of
+the best extent (pg_trgm). p_scope, p_owner, p_user_id: null for any; p_limit: at most so many.';
 
 
 select llm._grant_execute(

@@ -27,8 +27,9 @@ tool.check_schema(p_what, p_schema)
 $$;
 
 comment on function llm._check_json_schema(text, jsonb) is
-'Refuses what is no JSON Schema (draft 2020-12 or 7): keywords with values of a wrong type, patterns that are none, references that lead nowhere. p_what: the
-name of it in the error. Errors: invalid_parameter_value, with the place as a JSON pointer; program_limit_exceeded when it is nested too deep.';
+'Refuses what is no JSON Schema (draft 2020-12 or 7): keywords with values of a wrong type, patterns that are none, references that lead nowhere.
+p_what: the name of it in the error. Errors: invalid_parameter_value, with the place as a JSON pointer; program_limit_exceeded when it is nested too
+deep.';
 
 
 create function llm.register_tool(
@@ -82,9 +83,9 @@ end
 $$;
 
 comment on function llm.register_tool(text, jsonb, text, jsonb, jsonb) is
-'Makes a tool known, or a new version of it. p_name: 1 to 64 letters, digits, _ and -; p_arguments: a JSON Schema of an object; p_description: what the model
-is told; p_result: a JSON Schema or null; p_metadata: anything else. Returns the version: that which has this definition already if it is the newest.
-Errors: invalid_parameter_value, program_limit_exceeded; object_not_in_prerequisite_state without a tenant.';
+'Makes a tool known, or a new version of it. p_name: 1 to 64 letters, digits, _ and -; p_arguments: a JSON Schema of an object; p_description: what
+the model is told; p_result: a JSON Schema or null; p_metadata: anything else. Returns the version: that which has this definition already if it is
+the newest. Errors: invalid_parameter_value, program_limit_exceeded; object_not_in_prerequisite_state without a tenant.';
 
 
 create function llm.register_tools(
@@ -118,8 +119,8 @@ end
 $$;
 
 comment on function llm.register_tools(jsonb) is
-'llm.register_tool() for many, all or none. p_tools: an array of objects with the names of its arguments, without p_. Returns them in the order of names.
-Errors: as there.';
+'llm.register_tool() for many, all or none. p_tools: an array of objects with the names of its arguments, without p_. Returns them in the order of
+names. Errors: as there.';
 
 
 create function llm.get_tool(
@@ -241,8 +242,8 @@ end
 $$;
 
 comment on function llm.retire_tool(text, bigint) is
-'Ends that a tool may be called; its definition and its calls stay. p_version: null for all versions; without the newest the one before it is what models
-are told of. Returns how many versions that concerned.';
+'Ends that a tool may be called; its definition and its calls stay. p_version: null for all versions; without the newest the one before it is what
+models are told of. Returns how many versions that concerned.';
 
 
 create function llm.tool_definitions(

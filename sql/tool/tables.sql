@@ -15,7 +15,7 @@ create table if not exists llm.tools (
 );
 
 comment on table llm.tools is
-'Tools that models may call: arguments and result are JSON Schemas. A version never changes but to be retired (retired_at); the newest that is not is what
-models are told of.';
+'Tools that models may call: arguments and result are JSON Schemas. A version never changes but to be retired (retired_at); the newest that is not is
+what models are told of.';
 
 select llm._protect_tenant_table('llm.tools'::regclass, 'select, insert, update (retired_at), delete'::text);

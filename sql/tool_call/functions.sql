@@ -79,11 +79,11 @@ end
 $$;
 
 comment on function llm.log_tool_call(text, jsonb, jsonb, text, interval, bigint, uuid, uuid, text, uuid, timestamptz) is
-'Logs a call of a tool, also of one that does not exist. p_tool, p_arguments: what the model asked for; p_result, p_error: what came of it, error null when it
-went well; p_duration: how long it took; p_version: null for the newest; p_user_id: for whom, null for llm.set_user()''s; p_conversation_id, p_tool_call_id:
-where, by the model''s id; p_call_id: a UUID of version 7 that makes a repeated call of this function write nothing; p_started_at: when, null for the time in
-p_call_id, else for p_duration ago. Returns the id. Errors: invalid_parameter_value; datetime_field_overflow for a time that the log does not span;
-object_not_in_prerequisite_state without a tenant.';
+'Logs a call of a tool, also of one that does not exist. p_tool, p_arguments: what the model asked for; p_result, p_error: what came of it, error null
+when it went well; p_duration: how long it took; p_version: null for the newest; p_user_id: for whom, null for llm.set_user()''s; p_conversation_id,
+p_tool_call_id: where, by the model''s id; p_call_id: a UUID of version 7 that makes a repeated call of this function write nothing; p_started_at:
+when, null for the time in p_call_id, else for p_duration ago. Returns the id. Errors: invalid_parameter_value; datetime_field_overflow for a time
+that the log does not span; object_not_in_prerequisite_state without a tenant.';
 
 
 create function llm.log_tool_calls(
@@ -155,8 +155,8 @@ end
 $$;
 
 comment on function llm.list_tool_calls(text, uuid, uuid, boolean, timestamptz, timestamptz, integer) is
-'Calls of tools, newest first. p_tool, p_conversation_id, p_user_id: null for any; p_failed: true for those with an error, false for those without; p_from,
-p_to: from (inclusive) and until (exclusive) when they began; p_limit: at most so many. To go on, give the last started_at as p_to.';
+'Calls of tools, newest first. p_tool, p_conversation_id, p_user_id: null for any; p_failed: true for those with an error, false for those without;
+p_from, p_to: from (inclusive) and until (exclusive) when they began; p_limit: at most so many. To go on, give the last started_at as p_to.';
 
 
 create function llm.tool_stats(

@@ -18,7 +18,8 @@ create table if not exists llm.tool_calls (
 ) partition by range (started_at);
 
 comment on table llm.tool_calls is
-'Calls of tools, of unknown ones too: tool_call_id is the model''s own id of the call; error is null when it went well. Monthly partitions, 90 days kept.';
+'Calls of tools, of unknown ones too: tool_call_id is the model''s own id of the call; error is null when it went well. Monthly partitions, 90 days
+kept.';
 
 -- "how did this tool do", "the newest calls of it"
 create index if not exists tool_calls_by_tool on llm.tool_calls (tenant_id, tool, started_at);

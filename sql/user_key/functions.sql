@@ -53,8 +53,8 @@ $$;
 alter function llm.user_key(uuid) owner to llm_owner;
 
 comment on function llm.user_key(uuid) is
-'The id of a user''s own key, for llm.encryption.key_id: what is encrypted with it, llm.forget_user() makes unreadable wherever it is. Made at the first
-call. Errors: invalid_parameter_value; object_not_in_prerequisite_state without a tenant or a master key.';
+'The id of a user''s own key, for llm.encryption.key_id: what is encrypted with it, llm.forget_user() makes unreadable wherever it is. Made at the
+first call. Errors: invalid_parameter_value; object_not_in_prerequisite_state without a tenant or a master key.';
 
 
 create function llm._encryption_for(

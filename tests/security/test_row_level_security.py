@@ -22,6 +22,9 @@ ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
     "llm.config_history": lambda tenant: {
         "key": "in history only", "value": Jsonb(f"secret of {tenant}"), "version": 1, "operation": "insert", "changed_by": "somebody"
     },
+    "llm.memories": lambda tenant: {"scope": "agent", "owner": "a", "predicate": "p", "value": Jsonb(f"secret of {tenant}"), "content": ""},
+    "llm.tools": lambda tenant: {"name": "t", "version": 1, "arguments": Jsonb({"secret of": tenant}), "description": f"secret of {tenant}"},
+    "llm.tool_calls": lambda tenant: {"tool": "t", "arguments": Jsonb(f"secret of {tenant}"), "error": f"secret of {tenant}"},
     "llm.tenant_roles": lambda tenant: {"role_name": f"role of {tenant}"},
 }  # fmt: skip
 
