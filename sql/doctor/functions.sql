@@ -147,7 +147,7 @@ begin
         'triggers are enabled',
         v_wrong is null,
         coalesce(v_wrong, 'all'),
-        'Enable them (coherence…, append_only…, audit…: ENABLE ALWAYS), or run: select llm.setup(); caches are stale and history has gaps without.';
+        'Enable them (coherence…, append_only…, audit…: ENABLE ALWAYS), or run: select llm.setup(); caches are stale, history has gaps without.';
 
     if to_regclass('llm.tenant_roles') is not null then
         select string_agg(r.role_name, ', ' order by r.role_name)
