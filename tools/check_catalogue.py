@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-from tools.check_sql import FORBIDDEN_TYPES, INLINED
+from tools.check_sql import COMMITTING, FORBIDDEN_TYPES, INLINED
 
 #: Tables with a tenant_id whose keys need not begin with it, and why.
 NOT_BY_TENANT = {"llm.tenant_roles": "answers which tenant a role works for: looked up by role"}
@@ -43,7 +43,7 @@ _RULES = (
         f"""
         select {_FUNCTION}
         from {_FUNCTIONS}
-            and p.proname <> all (%(inlined)s)
+            and p.proname <> all (%(inlined)s || %(committing)s)
             and not exists (select from unnest(p.proconfig) s where s ~ '^search_path=.*\\mpg_temp$')
         """,
     ),
@@ -251,6 +251,7 @@ _RULES = (
 def catalogue_findings(connection: psycopg.Connection) -> list[str]:
     """Return what is wrong with schema llm of a database, for a superuser."""
     parameters = {
+        "committing": [signature.removeprefix("llm.").split("(")[0] for signature in COMMITTING],
         "inlined": [signature.removeprefix("llm.").split("(")[0] for signature in INLINED],
         "not_by_tenant": list(NOT_BY_TENANT),
         "forbidden": list(FORBIDDEN_TYPES),

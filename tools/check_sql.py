@@ -21,10 +21,17 @@ INLINED = (
     "llm.load_config(p_key text,p_default jsonb,p_cached boolean)",
 )
 
+#: Not pinned, because a procedure that has a SET clause cannot commit. Signatures as pgspot writes them.
+COMMITTING = ("llm.rewrap(p_table regclass,p_column name,p_tenant text,p_batch integer,INOUT p_outcome text,INOUT p_rewrapped bigint)",)
+
 #: Who may use EXECUTE, and why that is safe.
 EXECUTES = {
     "llm._grant_execute": "regprocedures, which print themselves quoted, and roles that only functions.sql chooses",
     "llm._protect_tenant_table": "a regclass, which prints itself quoted, and privileges that only tables.sql chooses",
+    "llm._rewrap_batch": "names that format() or a regclass quotes, and a type as format_type() prints it",
+    "llm._enforce_encryption": "names that format() or a regclass quotes",
+    "llm.validate_security_compliance": "names that format() or a regclass quotes",
+    "llm.encrypted_values": "names that format() or a regclass quotes",
     "llm.setup": "the storage scripts of this very extension",
     "llm.migrate_down": "the storage scripts of this very extension",
     "do $roles$": "the names of pg_llm's own roles",
@@ -51,9 +58,6 @@ FORBIDDEN_TYPES = {
 _SYNONYMS = {"real": "float4", "char": "bpchar", "character": "bpchar", "character varying": "varchar"}
 
 _ERROR = 21  # elog_level of RAISE EXCEPTION
-
-#: What CREATE EXTENSION replaces by the schema of another extension.
-_SCHEMA_OF = re.compile(r"@extschema:\w+@")
 
 _BEFORE_STATEMENT = re.compile(r"(?:\s+|--[^\n]*\n)*")
 _COMMENT_ABOVE = re.compile(r"(?:^--[^\n]*\n)+\Z", re.MULTILINE)
@@ -93,9 +97,14 @@ class Code:
                 yield kind, self.line + int(fields.get("lineno", 1)) - 1, fields
 
 
+def as_sql(script: str) -> str:
+    """Return a script without what only psql and CREATE EXTENSION understand."""
+    return re.sub(r"@extschema:(\w+)@", r"\1", re.sub(r"^\\", "--", script, flags=re.MULTILINE))
+
+
 def statements(script: str) -> list[Statement]:
     """Return the statements of a script."""
-    script = re.sub(r"^\\", "--", _SCHEMA_OF.sub("public", script), flags=re.MULTILINE)
+    script = as_sql(script)
     found = []
     for parsed in parse_sql(script):
         text = script[parsed.stmt_location : parsed.stmt_location + parsed.stmt_len or None]
@@ -178,7 +187,7 @@ def _commented(node: Any) -> str:
 
 
 def _forbidden_types(script: str, offset: int = 0) -> Iterator[Finding]:
-    for parsed in parse_sql(re.sub(r"^\\", "--", script, flags=re.MULTILINE)):
+    for parsed in parse_sql(as_sql(script)):
         for node in _nodes(parsed.stmt):
             if isinstance(node, ast.TypeName) and node.names:
                 line = offset + 1 + script.count("\n", 0, max(node.location, 0))
@@ -201,9 +210,12 @@ def _forbidden_type(name: str, line: int) -> Iterator[Finding]:
 def _unsafe_function(code: Code, script: str) -> Iterator[Finding]:
     line = code.statement.line
     inlined = any(signature.startswith(f"{code.name}(") for signature in INLINED)
+    commits = any(signature.startswith(f"{code.name}(") for signature in COMMITTING)
+    if commits and not code.statement.node.is_procedure:  # type: ignore[attr-defined]
+        yield line, f"{code.name} is listed as a procedure that commits, but is none"
     if inlined and (code.path or code.language != "sql"):
         yield line, f"{code.name} is listed as inlined, but cannot be"
-    if not inlined and code.path != [["pg_catalog", "pg_temp"]]:
+    if not inlined and not commits and code.path != [["pg_catalog", "pg_temp"]]:
         yield line, f"{code.name} does not set search_path = pg_catalog, pg_temp"
     if code.is_definer:
         if "-- security definer: " not in code.statement.comment:
