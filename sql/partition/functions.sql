@@ -404,14 +404,14 @@ begin
             using errcode = 'undefined_function',
                   hint = 'p_before_drop names a function of schema llm that takes the partition and returns whether it may be dropped.';
     end if;
-    perform llm._refuse_partitions(v_table, p_strategy, v_interval);
-
     select s.partition_interval into v_known from llm.partition_sets s where s.parent = llm._partition_parent(v_table);
     if v_known <> v_interval then
         raise exception 'table % is kept in partitions of %, not of %', v_table, v_known, v_interval
             using errcode = 'object_not_in_prerequisite_state',
                   hint = 'The length of partitions cannot be changed: copy the rows to a new table.';
     end if;
+
+    perform llm._refuse_partitions(v_table, p_strategy, v_interval);
 
     v_changed := llm._register_partitions(v_table, p_strategy, v_interval);
     update llm.partition_sets s

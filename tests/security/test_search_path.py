@@ -24,6 +24,7 @@ FORGED: dict[str, Any] = {
     "name": "FORGED",
     "numeric": 666,
     "text": "FORGED",
+    "text[]": ["FORGED"],
     "timestamp with time zone": datetime.fromisoformat("1999-01-01T00:00:00+00:00"),
     "uuid": UUID(int=666),
     "xid8": "666",
