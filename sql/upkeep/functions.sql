@@ -75,7 +75,7 @@ begin
             case when d.fits then format('%I.%I', v_schema, llm._partition_name(v_table, d.begins_at)) else v_default::text end,
             d.begins_at,
             d.ends_at,
-            format('%s rows in %s%s', d.row_count, v_default, case when not d.fits then ', too far from now for a partition of their own' end)
+            format('rows in %s: %s%s', v_default, d.row_count, case when not d.fits then ', too far from now for a partition of their own' end)
         from llm._default_rows(v_table, v_default) d;
 
     if not found and pg_relation_size(v_default) > 0 then
