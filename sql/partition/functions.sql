@@ -6,8 +6,8 @@ create type llm.partition_strategy as (
 );
 
 comment on type llm.partition_strategy is
-'How a table is kept in partitions: its qualified name; its date or timestamptz column; hourly, daily, weekly, monthly, quarterly, yearly, or the text of an
-interval of whole hours, days or months; and after how many days a partition is dropped, null for never.';
+'How a table is kept in partitions: its qualified name; its date or timestamptz column; hourly, daily, weekly, monthly, quarterly, yearly, or the
+text of an interval of whole hours, days or months; and after how many days a partition is dropped, null for never.';
 
 
 create type llm.partition_action as (
@@ -20,8 +20,8 @@ create type llm.partition_action as (
 );
 
 comment on type llm.partition_action is
-'A step of llm.partition_plan(): the table; finish (a detaching that was interrupted), move (rows from the default partition), make, drop, keep, forget (a
-table that is gone) or a failure to plan; the partition, its bounds, and why.';
+'A step of llm.partition_plan(): the table; finish (a detaching that was interrupted), move (rows from the default partition), make, drop, keep,
+forget (a table that is gone) or a failure to plan; the partition, its bounds, and why.';
 
 
 create function llm._partition_interval(
@@ -117,7 +117,8 @@ end
 $$;
 
 comment on function llm._partition_window(interval, integer) is
-'The time for which a table has partitions: from the oldest that retention keeps, else 1,000 before the present one, to the fourth after the present one.';
+'The time for which a table has partitions: from the oldest that retention keeps, else 1,000 before the present one, to the fourth after the
+present one.';
 
 
 create function llm._partition_parent(
@@ -179,7 +180,8 @@ end
 $$;
 
 comment on function llm._partitions(regclass) is
-'The partitions of a table that is partitioned by range of a point in time, with their bounds; is_half_detached: DETACH … CONCURRENTLY was interrupted.';
+'The partitions of a table that is partitioned by range of a point in time, with their bounds; is_half_detached: DETACH … CONCURRENTLY was
+interrupted.';
 
 
 create function llm._partition_name(
@@ -228,7 +230,7 @@ begin
         raise exception '% is too far from now for %', p_at, p_table
             using errcode = 'datetime_field_overflow',
                   detail = format('There are partitions from %s to %s.', v_window.begins_at, v_window.ends_at),
-                  hint = 'Check the clock that the time comes from. Older rows would be dropped at once; later ones would stop the making of partitions.';
+                  hint = 'Check the clock that the time comes from. No partition is kept, or made ahead, for such a time.';
     end if;
 end
 $$;
@@ -433,11 +435,11 @@ end
 $$;
 
 comment on function llm.create_partitions(llm.partition_strategy, text) is
-'Keeps a table in partitions from now on: makes a default partition and those of the present, the past and the next four intervals, brings rows of the
-default partition to them, and leaves the rest to llm.manage_partitions(). For tables of pg_llm and for any of yours; again and again, also to change
-retention. Bounds are in UTC. For superusers. p_strategy: the table, its column, the length of partitions, retention; p_before_drop: a function of schema
-llm that must agree before a partition is dropped, null leaves that as it is. Returns whether anything changed.
-Errors: undefined_table, wrong_object_type, datatype_mismatch, invalid_table_definition, invalid_parameter_value, undefined_function, invalid_name,
+'Keeps a table in partitions from now on: makes a default partition and those of the present, the past and the next four intervals, brings rows of
+the default partition to them, and leaves the rest to llm.manage_partitions(). For tables of pg_llm and for any of yours; again and again, also
+to change retention. Bounds are in UTC. For superusers. p_strategy: the table, its column, the length of partitions, retention; p_before_drop: a
+function of schema llm that must agree before a partition is dropped, null leaves that as it is. Returns whether anything changed. Errors:
+undefined_table, wrong_object_type, datatype_mismatch, invalid_table_definition, invalid_parameter_value, undefined_function, invalid_name,
 object_not_in_prerequisite_state when the table is kept in other partitions; lock_not_available.';
 
 

@@ -92,7 +92,9 @@ begin
         bounds as (
             select p.begins_at, p.ends_at from present p
             union all
-            select '-infinity', least(v_window.now_at - v_set.partition_interval, min(case when isfinite(p.begins_at) then p.begins_at else p.ends_at end))
+            select
+                '-infinity',
+                least(v_window.now_at - v_set.partition_interval, min(case when isfinite(p.begins_at) then p.begins_at else p.ends_at end))
             from present p
         ),
         gaps as (
@@ -205,10 +207,10 @@ end
 $$;
 
 comment on procedure llm.manage_partitions(boolean) is
-'Does all that llm.partition_plan() says, each step in a transaction of its own: no table waits for another, none is spoilt by another. A step waits at
-most 1 s for a lock, so that nobody waits longer behind it; after three times the table is left alone. What fails is a WARNING, stays in
-llm.partition_status, and is due again at the next call. Call it outside of a transaction, about every hour: see llm.schedule_maintenance(). For superusers.
-p_ok: leave it out; the row that is returned says whether everything was done.';
+'Does all that llm.partition_plan() says, each step in a transaction of its own: no table waits for another, none is spoilt by another. A step
+waits at most 1 s for a lock, so that nobody waits longer behind it; after three times the table is left alone. What fails is a WARNING, stays in
+llm.partition_status, and is due again at the next call. Call it outside of a transaction, about every hour: see llm.schedule_maintenance(). For
+superusers. p_ok: leave it out; the row that is returned says whether everything was done.';
 
 
 create function llm._begin_maintenance(
@@ -390,9 +392,9 @@ $$;
 
 comment on function llm.schedule_maintenance(text, text) is
 'Has llm.manage_partitions() called regularly: by pg_cron, where that is installed in this database; else says what to do for each scheduler that
-there could be. p_scheduler: pg_cron or pg_partman_bgw (pg_partman''s background worker), null for whatever is there; p_schedule: as pg_cron and cron
-write it. Returns the schedulers, whether each is set up now, and the statements that are still to be run. For superusers.
-Errors: invalid_parameter_value.';
+there could be. p_scheduler: pg_cron or pg_partman_bgw (pg_partman''s background worker), null for whatever is there; p_schedule: as pg_cron and
+cron write it. Returns the schedulers, whether each is set up now, and the statements that are still to be run. For superusers. Errors:
+invalid_parameter_value.';
 
 
 create function llm._leave_making_to_pg_partman(

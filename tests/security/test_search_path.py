@@ -18,6 +18,7 @@ CALLERS = ("postgres", "admin", "app", "reader", "auditor")
 #: A value of each type for the rows of forged tables. A column of another type needs a line here.
 FORGED: dict[str, Any] = {
     "bigint": 666,
+    "boolean": False,
     "integer": 666,
     "interval": timedelta(days=666),
     "jsonb": '"FORGED"',
