@@ -102,6 +102,15 @@ def test_without_retention_nothing_is_ever_dropped(daily: Client) -> None:
     assert "drop" not in daily.column(DUE)
 
 
+def test_rows_that_are_past_retention_when_they_come_are_dropped_with_a_partition_of_their_own(daily: Client) -> None:
+    daily.run("insert into public.events (at) values (now() - interval '100 days'), (now())")
+    assert daily.row(MANAGE) == (True,)
+    assert daily.one("select count(*) from public.events") == 2, "the plan was made before"
+    assert "drop" in daily.column(DUE)
+    assert daily.row(MANAGE) == (True,)
+    assert daily.one("select count(*) from public.events") == 1
+
+
 def test_part_01_rows_of_impossible_times_stop_nothing(daily: Client) -> None:
     daily.run("insert into public.events (at) values (now() + interval '3 days'), (now() + interval '10 years'), ('0001-01-01'), ('-infinity')")
     assert daily.row(MANAGE) == (True,)

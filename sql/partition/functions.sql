@@ -99,7 +99,7 @@ create function llm._partition_window(
     p_interval       interval,
     p_retention_days integer
 )
-    returns table (begins_at timestamptz, now_at timestamptz, ends_at timestamptz)
+    returns table (oldest_at timestamptz, begins_at timestamptz, now_at timestamptz, ends_at timestamptz)
     language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
@@ -107,18 +107,17 @@ create function llm._partition_window(
 as $$
 begin
     now_at := llm._partition_slot(p_interval, now());
-    begins_at := case
-        when p_retention_days is null then llm._partition_slot(p_interval, now_at - 1000 * p_interval)
-        else llm._partition_slot(p_interval, now() - make_interval(days => p_retention_days))
-    end;
+    oldest_at := llm._partition_slot(p_interval, now_at - 1000 * p_interval);
+    begins_at := coalesce(llm._partition_slot(p_interval, now() - make_interval(days => p_retention_days)), oldest_at);
+    oldest_at := least(oldest_at, begins_at);
     ends_at := now_at + 5 * p_interval;
     return next;
 end
 $$;
 
 comment on function llm._partition_window(interval, integer) is
-'The time for which a table has partitions: from the oldest that retention keeps, else 1,000 before the present one, to the fourth after the
-present one.';
+'The time for which a table has partitions: from begins_at (the oldest that retention keeps, else oldest_at) to ends_at, the end of the fourth after
+the present one; oldest_at is how far back rows still get partitions of their own, to be dropped with them: 1,000 partitions.';
 
 
 create function llm._partition_parent(

@@ -88,7 +88,7 @@ begin
     end if;
     select * into strict v_set from llm.partition_sets s where s.parent = llm._partition_parent(p_parent);
     v_bounds := array(
-        select generate_series(w.begins_at, w.ends_at, v_set.partition_interval)
+        select generate_series(w.oldest_at, w.ends_at, v_set.partition_interval)
         from llm._partition_window(v_set.partition_interval, v_set.retention_days) w
     );
     return query execute format(
@@ -100,7 +100,7 @@ end
 $$;
 
 comment on function llm._default_rows(regclass, regclass) is
-'How many rows are in a default partition, by the partition that they should be in; fits: it lies in the window that is kept.';
+'How many rows are in a default partition, by the partition that they should be in; fits: it is near enough to now to have one.';
 
 
 create function llm._copy_rows(
@@ -202,7 +202,7 @@ end
 $$;
 
 comment on function llm._move_default_rows(regclass) is
-'Brings rows that landed in the default partition to partitions of their own, as far as they lie in the window that is kept, all or nothing. The
+'Brings rows that landed in the default partition to partitions of their own, as far as they are near enough to now, all or nothing. The
 table is locked meanwhile.';
 
 
