@@ -114,7 +114,7 @@ class Code:
 
 def as_sql(script: str) -> str:
     """Return a script without what only psql and CREATE EXTENSION understand."""
-    return re.sub(r"^\\", "--", _SCHEMA_OF.sub("public", script), flags=re.MULTILINE)
+    return re.sub(r"^\\", "--", _SCHEMA_OF.sub(r"\1", script), flags=re.MULTILINE)
 
 
 def statements(script: str) -> list[Statement]:
