@@ -21,14 +21,15 @@ begin
     return query select * from llm._doctor_security();
     return query select * from llm._doctor_partitions();
     return query select * from llm._doctor_personal_data();
+    return query select * from llm._doctor_keys();
     return query select * from llm._doctor_python();
     return query select * from llm._doctor_coherence();
 end
 $$;
 
 comment on function llm.doctor() is
-'Checks the installation, one row a check: versions, settings, Python''s paths, storage, row-level security, privileges, caches. A row that is not ok
-says what to do. For llm_admin, llm_auditor and superusers.';
+'Checks the installation, one row a check: versions, settings, Python''s paths, storage, row-level security, privileges, keys, caches. A row that is
+not ok says what to do. For llm_admin, llm_auditor and superusers.';
 
 
 create function llm._doctor_server()
@@ -143,12 +144,12 @@ begin
     join pg_class c on c.oid = t.tgrelid
     where c.relnamespace = 'llm'::regnamespace
         and not t.tgisinternal
-        and t.tgenabled <> case when t.tgname ~ '^(coherence|append_only)' then 'A' else 'O' end;
+        and t.tgenabled <> case when t.tgname ~ '^(coherence|append_only|audit)' then 'A' else 'O' end;
     return query select
         'triggers are enabled',
         v_wrong is null,
         coalesce(v_wrong, 'all'),
-        'Enable them (those named coherence or append_only: ENABLE ALWAYS), or run: select llm.setup(); caches are stale and history has gaps without.';
+        'Enable them (coherence…, append_only…, audit…: ENABLE ALWAYS), or run: select llm.setup(); caches are stale, history has gaps without.';
 
     if to_regclass('llm.tenant_roles') is not null then
         select string_agg(r.role_name, ', ' order by r.role_name)
@@ -398,6 +399,20 @@ comment on function llm._doctor_personal_data() is
 'The part of llm.doctor() about personal data.';
 
 
+create function llm._doctor_keys()
+    returns setof llm.check_result
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import key_store
+return key_store.check()
+$$;
+
+comment on function llm._doctor_keys() is
+'The part of llm.doctor() about the master keys and the key store.';
+
+
 create function llm._doctor_python()
     returns setof llm.check_result
     language plpython3u
@@ -428,5 +443,6 @@ comment on function llm._doctor_coherence() is
 
 select llm._grant_execute(
     array['llm_admin', 'llm_auditor'],
-    'doctor', '_doctor_server', '_doctor_storage', '_doctor_security', '_doctor_partitions', '_doctor_personal_data', '_doctor_python', '_doctor_coherence'
+    'doctor', '_doctor_server', '_doctor_storage', '_doctor_security', '_doctor_partitions', '_doctor_personal_data', '_doctor_keys',
+    '_doctor_python', '_doctor_coherence'
 );
