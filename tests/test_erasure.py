@@ -78,7 +78,7 @@ def everything(database: Database) -> Callable[[], dict[str, list[str]]]:
 
 def test_the_receipt_tells_what_became_of_each_table(admin: Client, db: Client) -> None:
     expected = {
-        ("llm.memories", "delete", 4), ("llm.tool_calls", "delete", 1), ("llm.users", "delete", 1), ("llm.user_keys", "shred", 1),
+        ("llm.memories", "delete", 4), ("llm.tool_calls", "delete", 1), ("llm.users", "delete", 1), ("llm.personal_keys", "shred", 1),
         ("llm.audit_log", "keep", 1), ("public.notes", "delete", 1), ("public.notes", "anonymize", 1), ("public.remarks", "delete", 3),
         ("public.likes", "delete", 1),
     }  # fmt: skip
