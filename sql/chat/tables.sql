@@ -13,7 +13,7 @@ create table if not exists llm.messages (
     is_pinned        boolean not null default false,
     token_count      integer check (token_count >= 0),
     rating           smallint check (rating between -1 and 1),
-    cost             numeric check (cost >= 0),
+    cost             numeric check (cost >= 0 and cost < 'Infinity'),
     feedback         text,
     metadata         jsonb,
     created_at       timestamptz not null default clock_timestamp(),
