@@ -37,7 +37,7 @@ parts, which are objects with a type; status is streaming until the content is w
 updated_at is when the content last changed. Written by functions alone.';
 
 -- "what is always in the context"
-create index if not exists messages_pinned on llm.messages (tenant_id, conversation_id, seq) where is_pinned;
+create index if not exists messages_pinned on llm.messages (tenant_id, conversation_id, seq) where is_pinned or role = 'system';
 
 select llm._protect_tenant_table('llm.messages'::regclass, 'select'::text);
 select llm._protect_user_rows('llm.messages'::regclass);
