@@ -460,8 +460,13 @@ select llm._grant_execute(
 );
 
 select llm._grant_execute(
+    array['llm_owner', 'llm_admin', 'llm_app'],
+    '_clean_json'
+);
+
+select llm._grant_execute(
     array['llm_owner'],
-    '_clean_json', '_is_content', '_refuse_message', '_appended_before', '_refuse_other_messages'
+    '_is_content', '_refuse_message', '_appended_before', '_refuse_other_messages'
 );
 
 select llm._grant_execute(
