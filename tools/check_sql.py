@@ -18,7 +18,9 @@ type Finding = tuple[int, str]
 #: Not pinned, because the planner inlines no function that has a SET clause: hot paths, fully qualified. Signatures as pgspot writes them.
 INLINED = (
     "llm._claimed_tenant()",
+    "llm.current_user_id()",
     "llm.load_config(p_key text,p_default jsonb,p_cached boolean)",
+    "llm.verify_session(p_token text,p_device text)",
 )
 
 #: Not pinned, because PostgreSQL lets no procedure with a SET clause commit: fully qualified, types included.

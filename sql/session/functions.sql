@@ -1,0 +1,517 @@
+create type llm.session_access as (
+    session_id   uuid,
+    user_id      uuid,
+    created_at   timestamptz,
+    last_active  timestamptz,
+    metadata     jsonb,
+    context      jsonb,
+    device       text,
+    expires_at   timestamptz,
+    tenant_id    text
+);
+
+comment on type llm.session_access is
+'A live session: last_active is right to a minute, or a tenth of its idle time-out if that is less.';
+
+
+-- Beginning
+
+create function llm.create_session(
+    p_user_id      uuid,
+    p_metadata     jsonb default '{}',
+    p_context      jsonb default '{}',
+    p_device       text default null,
+    p_ip_address   inet default null,
+    p_lifetime     interval default null,
+    p_idle_timeout interval default null
+)
+    returns uuid
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant  text := llm._user_tenant();
+    v_session uuid := llm.uuid_v7();
+begin
+    perform llm._require_user(p_user_id);
+    insert into llm.sessions (tenant_id, session_id, user_id, expires_at, idle_timeout, device, ip_address, metadata, context)
+    values (
+        v_tenant, v_session, p_user_id,
+        now() + llm._in_hours(coalesce(p_lifetime, llm._identity_setting('session/lifetime'::text, '24 hours'::text)::interval)),
+        llm._in_hours(coalesce(p_idle_timeout, llm._identity_setting('session/idle_timeout'::text, '1 hour'::text)::interval)),
+        p_device, p_ip_address, coalesce(p_metadata, '{}'), coalesce(p_context, '{}')
+    );
+    return v_session;
+end
+$$;
+
+comment on function llm.create_session(uuid, jsonb, jsonb, text, inet, interval, interval) is
+'Begins a session of a user, without a token, and returns its id. p_metadata, p_context: objects; p_device: a fingerprint of the device, which
+llm.verify_session() can ask for; p_lifetime: null for session/lifetime (24 hours); p_idle_timeout: null for session/idle_timeout (1 hour); infinity for
+neither end. Errors: no_data_found for an unknown user; invalid_parameter_value, check_violation; object_not_in_prerequisite_state without a tenant.';
+
+
+create function llm.open_session(
+    p_user_id      uuid,
+    p_device       text default null,
+    p_ip_address   inet default null,
+    p_metadata     jsonb default '{}',
+    p_context      jsonb default '{}',
+    p_lifetime     interval default null,
+    p_idle_timeout interval default null,
+    out session_id uuid,
+    out token      text
+)
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    session_id := llm.create_session(p_user_id, p_metadata, p_context, p_device, p_ip_address, p_lifetime, p_idle_timeout);
+    token := llm.issue_session_token(session_id);
+end
+$$;
+
+comment on function llm.open_session(uuid, text, inet, jsonb, jsonb, interval, interval) is
+'Logs a user in, after llm.authenticate(): as llm.create_session(), with a token, which is shown this once. Returns the session''s id, and the token.
+Errors: as llm.create_session().';
+
+
+create function llm.issue_session_token(
+    p_session_id uuid
+)
+    returns text
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant  text := llm._user_tenant();
+    v_token   record;
+    v_session record;
+begin
+    select * into v_token from llm._new_token('llms'::text);
+    select s.user_id, s.device, s.ip_address, s.token_hash is not null as is_refreshed
+    into v_session
+    from llm.sessions s
+    where s.tenant_id = v_tenant
+        and s.session_id = p_session_id
+        and s.ended_at is null
+        and s.expires_at > clock_timestamp()
+        and s.last_active > clock_timestamp() - s.idle_timeout
+    for update;
+    if not found then
+        raise exception 'session % is not live', coalesce(p_session_id::text, 'null')
+            using errcode = 'no_data_found',
+                  hint = 'It is unknown in this tenant, or ended, expired or idle for too long: the user logs in again.';
+    end if;
+    update llm.sessions s
+    set token_prefix = v_token.prefix,
+        token_salt = v_token.salt,
+        token_hash = v_token.hash
+    where s.tenant_id = v_tenant
+        and s.session_id = p_session_id;
+    perform llm.log_authentication_event(
+        case when v_session.is_refreshed then 'token_refreshed' else 'token_issued' end::llm.authentication_event, v_session.user_id::text,
+        jsonb_build_object('session', p_session_id), jsonb_strip_nulls(jsonb_build_object('device', v_session.device, 'ip_address', v_session.ip_address))
+    );
+    return v_token.token;
+end
+$$;
+
+comment on function llm.issue_session_token(uuid) is
+'A new token of a live session; the one it had is no longer valid. It is shown this once. Errors: no_data_found when the session is not live;
+object_not_in_prerequisite_state without a tenant.';
+
+
+-- Using
+
+-- Not pinned: inlined into the caller's query, fully qualified.
+create function llm.verify_session(
+    p_token  text,
+    p_device text default null
+)
+    returns setof llm.session_access
+    language sql
+    stable
+as $$
+    select s.session_id, s.user_id, s.created_at, s.last_active, s.metadata, s.context, s.device, s.expires_at, s.tenant_id
+    from llm.sessions s
+    where s.token_prefix operator(pg_catalog.=) pg_catalog.substr(p_token, 6, 16)
+        and s.token_hash operator(pg_catalog.=) pg_catalog.sha256(
+            s.token_salt operator(pg_catalog.||) pg_catalog.convert_to(p_token, 'UTF8'::pg_catalog.name)
+        )
+        and s.ended_at is null
+        and s.expires_at operator(pg_catalog.>) pg_catalog.statement_timestamp()
+        and s.last_active operator(pg_catalog.>) (pg_catalog.statement_timestamp() operator(pg_catalog.-) s.idle_timeout)
+        and (p_device is null or s.device operator(pg_catalog.=) p_device)
+$$;
+
+comment on function llm.verify_session(text, text) is
+'The live session that a token is of, in the current tenant, and writes nothing; no row when the token is forged, or its session ended, expired or idle for
+too long. p_device: the fingerprint that the session must have begun with, null for any. Then call llm.touch_session(). Errors:
+object_not_in_prerequisite_state when the tenant was not set by llm.set_tenant().';
+
+
+-- security definer: which tenant it is, only the token tells.
+create function llm.resume_session(
+    p_token  text,
+    p_device text default null
+)
+    returns llm.session_access
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant  text := llm.current_tenant();
+    v_session llm.session_access;
+begin
+    perform llm.set_user(null::uuid);
+    select * into v_session from llm.verify_session(p_token, p_device) s where coalesce(s.tenant_id = v_tenant, v_tenant is null);
+    if not found then
+        raise exception 'the session is not valid'
+            using errcode = 'invalid_authorization_specification',
+                  hint = 'Let the user log in again: llm.authenticate(), llm.open_session().';
+    end if;
+    perform llm.set_tenant(v_session.tenant_id);
+    perform llm.set_user(v_session.user_id);
+    perform llm.touch_session(v_session.session_id);
+    return v_session;
+end
+$$;
+
+alter function llm.resume_session(text, text) owner to llm_owner;
+
+comment on function llm.resume_session(text, text) is
+'All that a request with a token needs, in one call: as llm.verify_session(), of whatever tenant when none is set; then sets tenant and user for the rest of
+this transaction, and touches the session. Errors: invalid_authorization_specification, the same for every reason; object_not_in_prerequisite_state when
+the tenant was not set by llm.set_tenant().';
+
+
+create function llm.touch_session(
+    p_session_id uuid
+)
+    returns boolean
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text := llm.current_tenant();
+    v_is_due boolean;
+begin
+    select s.last_active < statement_timestamp() - least(interval '1 minute', s.idle_timeout / 10)
+    into v_is_due
+    from llm.sessions s
+    where s.tenant_id = v_tenant
+        and s.session_id = p_session_id
+        and s.ended_at is null
+        and s.expires_at > statement_timestamp()
+        and s.last_active > statement_timestamp() - s.idle_timeout;
+    if not found then
+        return false;
+    end if;
+    if v_is_due and not current_setting('transaction_read_only')::boolean then
+        -- One touch is enough: who comes second does not wait for the first one's transaction.
+        update llm.sessions s
+        set last_active = statement_timestamp()
+        where (s.tenant_id, s.session_id) in (
+            select l.tenant_id, l.session_id
+            from llm.sessions l
+            where l.tenant_id = v_tenant
+                and l.session_id = p_session_id
+                and l.ended_at is null
+            for no key update skip locked
+        );
+    end if;
+    return true;
+end
+$$;
+
+comment on function llm.touch_session(uuid) is
+'Notes that a session is in use; writes only when the last note is a minute old, or a tenth of its idle time-out if that is less. Returns whether the
+session is live.';
+
+
+create function llm.get_session(
+    p_session_id uuid
+)
+    returns setof llm.session_access
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text := llm._user_tenant();
+begin
+    return query
+        select s.session_id, s.user_id, s.created_at, s.last_active, s.metadata, s.context, s.device, s.expires_at, s.tenant_id
+        from llm.sessions s
+        where s.tenant_id = v_tenant
+            and s.session_id = p_session_id
+            and s.ended_at is null
+            and s.expires_at > statement_timestamp()
+            and s.last_active > statement_timestamp() - s.idle_timeout;
+end
+$$;
+
+comment on function llm.get_session(uuid) is
+'A live session of the current tenant; no row when it is unknown, ended, expired or idle for too long.
+Errors: object_not_in_prerequisite_state without a tenant.';
+
+
+create function llm.update_session(
+    p_session_id uuid,
+    p_metadata   jsonb,
+    p_context    jsonb default null
+)
+    returns boolean
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text := llm._user_tenant();
+begin
+    update llm.sessions s
+    set metadata = coalesce(p_metadata, s.metadata),
+        context = coalesce(p_context, s.context),
+        last_active = greatest(s.last_active, statement_timestamp())
+    where s.tenant_id = v_tenant
+        and s.session_id = p_session_id
+        and s.ended_at is null
+        and s.expires_at > statement_timestamp()
+        and s.last_active > statement_timestamp() - s.idle_timeout;
+    return found;
+end
+$$;
+
+comment on function llm.update_session(uuid, jsonb, jsonb) is
+'Replaces metadata and context of a live session, each unless null, and touches it. Returns whether it is live.
+Errors: check_violation for what is no object; object_not_in_prerequisite_state without a tenant.';
+
+
+-- Ending
+
+create function llm.end_session(
+    p_session_id uuid,
+    p_reason     text default 'logout'
+)
+    returns boolean
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text := llm._user_tenant();
+    v_user   uuid;
+begin
+    if p_reason is null or p_reason not in ('logout', 'revoked') then
+        raise exception 'a session cannot be ended as %', coalesce(quote_literal(p_reason), 'null')
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Reasons are logout and revoked.';
+    end if;
+    update llm.sessions s
+    set ended_at = clock_timestamp(),
+        end_reason = p_reason
+    where s.tenant_id = v_tenant
+        and s.session_id = p_session_id
+        and s.ended_at is null
+    returning s.user_id into v_user;
+    if not found then
+        return false;
+    end if;
+    perform llm.log_authentication_event(
+        case p_reason when 'logout' then 'logout' else 'session_revoked' end::llm.authentication_event, v_user::text,
+        jsonb_build_object('session', p_session_id), null::jsonb
+    );
+    return true;
+end
+$$;
+
+comment on function llm.end_session(uuid, text) is
+'Ends a session: its token is no longer valid. p_reason: logout, by the user, or revoked. Returns whether it had not ended yet.
+Errors: invalid_parameter_value for another reason; object_not_in_prerequisite_state without a tenant.';
+
+
+create function llm.end_sessions(
+    p_user_id uuid,
+    p_but     uuid default null
+)
+    returns bigint
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text := llm._user_tenant();
+    v_count  bigint := 0;
+    v_each   record;
+begin
+    for v_each in
+        select s.session_id
+        from llm.sessions s
+        where s.tenant_id = v_tenant
+            and s.user_id = p_user_id
+            and s.session_id is distinct from p_but
+            and s.ended_at is null
+        order by s.session_id
+    loop
+        v_count := v_count + llm.end_session(v_each.session_id, 'revoked'::text)::integer;
+    end loop;
+    return v_count;
+end
+$$;
+
+comment on function llm.end_sessions(uuid, uuid) is
+'Ends all sessions of a user, say after a change of the password. p_but: a session that goes on, null for none. Returns how many were ended.
+Errors: object_not_in_prerequisite_state without a tenant.';
+
+
+-- security definer: without a tenant it works for all of them, and says nothing of any.
+create function llm.expire_sessions(
+    p_limit integer default 1000
+)
+    returns bigint
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text := llm.current_tenant();
+    v_events jsonb;
+begin
+    with due as (
+        select s.tenant_id, s.session_id
+        from llm.sessions s
+        where s.ended_at is null
+            and coalesce(s.tenant_id = v_tenant, v_tenant is null)
+            and (s.expires_at <= statement_timestamp() or s.last_active <= statement_timestamp() - s.idle_timeout)
+        order by s.tenant_id, s.session_id
+        limit p_limit
+        for no key update skip locked
+    ),
+    ended as (
+        update llm.sessions s
+        set ended_at = statement_timestamp(),
+            end_reason = case when s.expires_at <= statement_timestamp() then 'expired' else 'idle' end
+        from due d
+        where s.tenant_id = d.tenant_id
+            and s.session_id = d.session_id
+        returning s.tenant_id, s.session_id, s.user_id, s.end_reason
+    )
+    select jsonb_agg(jsonb_build_object(
+        'action', 'session_expired', 'object_type', 'authentication', 'object_id', e.user_id, 'user_id', e.user_id,
+        'details', jsonb_build_object('session', e.session_id, 'tenant', e.tenant_id, 'reason', e.end_reason)
+    ))
+    into v_events
+    from ended e;
+    if v_events is null then
+        return 0;
+    end if;
+    return llm.log_audit_events(v_events);
+end
+$$;
+
+alter function llm.expire_sessions(integer) owner to llm_owner;
+
+comment on function llm.expire_sessions(integer) is
+'Ends sessions that have expired or were idle for too long, at most p_limit, and returns how many: call it again while it returns p_limit. Their tokens are
+refused in any case. Several callers do not wait for each other. Of the current tenant; when none is set, of all.';
+
+
+create function llm.delete_session(
+    p_session_id uuid
+)
+    returns boolean
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text := llm._user_tenant();
+begin
+    delete from llm.sessions s
+    where s.tenant_id = v_tenant
+        and s.session_id = p_session_id;
+    return found;
+end
+$$;
+
+comment on function llm.delete_session(uuid) is
+'Removes a session, live or not. Returns whether there was one. Errors: object_not_in_prerequisite_state without a tenant.';
+
+
+create function llm.purge_sessions(
+    p_ended_before timestamptz,
+    p_limit        integer default 1000
+)
+    returns bigint
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text := llm._user_tenant();
+    v_count  bigint;
+begin
+    delete from llm.sessions s
+    where s.tenant_id = v_tenant
+        and s.session_id in (
+            select e.session_id
+            from llm.sessions e
+            where e.tenant_id = v_tenant
+                and e.ended_at < p_ended_before
+            order by e.session_id
+            limit p_limit
+            for update skip locked
+        );
+    get diagnostics v_count = row_count;
+    return v_count;
+end
+$$;
+
+comment on function llm.purge_sessions(timestamptz, integer) is
+'Removes sessions of the current tenant that ended before, at most p_limit. Returns how many. Errors: object_not_in_prerequisite_state without a tenant.';
+
+
+create function llm._end_sessions_of_user()
+    returns trigger
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update llm.sessions s
+    set ended_at = clock_timestamp(),
+        end_reason = 'user_deleted'
+    where s.tenant_id = new.tenant_id
+        and s.user_id = new.user_id
+        and s.ended_at is null;
+    return null;
+end
+$$;
+
+comment on function llm._end_sessions_of_user() is
+'Trigger of llm.users: the sessions of who is deleted end.';
+
+
+select llm._grant_execute(
+    array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader'],
+    'verify_session', 'get_session'
+);
+
+select llm._grant_execute(
+    array['llm_owner', 'llm_admin', 'llm_app'],
+    'touch_session', '_end_sessions_of_user'
+);
+
+select llm._grant_execute(
+    array['llm_admin', 'llm_app'],
+    'create_session', 'open_session', 'issue_session_token', 'resume_session', 'update_session', 'end_session', 'end_sessions', 'expire_sessions',
+    'delete_session', 'purge_sessions'
+);
