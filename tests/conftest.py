@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Client, Database
+from tests.support import Client, Database, in_tenant
 from tools.cluster import Cluster, Installation
 
 #: Login roles that every cluster of the tests has, by the role of pg_llm that each is a member of.
@@ -47,6 +47,18 @@ def db(database: Database) -> Client:
 def app(database: Database) -> Client:
     """A client of the test's database, as an application's role."""
     return database.client("app")
+
+
+@pytest.fixture
+def acme(app: Client) -> Client:
+    """An application's client in the middle of a transaction for tenant acme."""
+    return in_tenant(app, "acme")
+
+
+@pytest.fixture
+def admin(database: Database) -> Client:
+    """An administrator's client, without a tenant."""
+    return database.client("admin")
 
 
 @pytest.fixture

@@ -55,11 +55,22 @@ def chain_to_decrypt(claimed: str | None, head: bytes, key_id: str | None, is_br
         data_key.require_usable(key)
     if version < key.min_version:
         raise spi.ObjectNotInPrerequisiteState(
-            f"version {version} of key {key.name} no longer decrypts", hint="Its min_decryption_version is higher: see llm.set_min_decryption_version()."
+            f"version {version} of key {key.name} no longer decrypts",
+            hint="Its min_decryption_version is higher: see llm.set_min_decryption_version().",
         )
     if version not in key.chains:
-        raise spi.UndefinedObject(f"key {key.name} has no version {version}", hint="The ciphertext was changed, or is of a newer state of the database.")
+        raise spi.UndefinedObject(
+            f"key {key.name} has no version {version}", hint="The ciphertext was changed, or is of a newer state of the database."
+        )
     return [head + bound(tenant_id, *place), *key.chains[version]]
+
+
+def chain_to_rewrap(claimed: str | None, head: bytes, *place: str | None) -> list[bytes]:
+    """Return, for a ciphertext that begins with `head`, what `chain_to_encrypt` returns for the newest version of its key."""
+    _, flags, key_bytes, _ = _HEAD.unpack_from(head)
+    tenant_id = data_key.tenant_of(claimed)
+    key = data_key.find_to_encrypt(tenant_id, key_bytes.hex())
+    return [_start(key.key_id, key.version, flags, tenant_id, *place), *key.chains[key.version]]
 
 
 def chain_to_index(claimed: str | None, table: str | None, column: str | None) -> list[bytes]:
@@ -159,5 +170,6 @@ def _require_working_python() -> None:
         _works = kdf.self_test()
     if not _works:
         raise spi.ObjectNotInPrerequisiteState(
-            "the server's Python fails the test of its cryptography", hint="llm.doctor() tells what replaced its modules; restart the server without it."
+            "the server's Python fails the test of its cryptography",
+            hint="llm.doctor() tells what replaced its modules; restart the server without it.",
         )

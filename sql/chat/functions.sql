@@ -137,6 +137,25 @@ comment on function llm._refuse_message(text, text, jsonb, text) is
 'Raises invalid_parameter_value when a message is not one, in the user''s words. p_what: how it is called there.';
 
 
+create function llm._refuse_messages(
+    p_messages jsonb
+)
+    returns void
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform llm._refuse_message('message ' || e.number - 1, e.value ->> 'role', e.value -> 'content', coalesce(e.value ->> 'status', 'complete'))
+    from jsonb_array_elements(p_messages) with ordinality e (value, number)
+    order by e.number;
+end
+$$;
+
+comment on function llm._refuse_messages(jsonb) is
+'Raises invalid_parameter_value for the first of these messages that is not one, by its index from 0.';
+
+
 create function llm._refuse_message_id(
     p_message_id uuid
 )
@@ -342,6 +361,10 @@ begin
                   hint = 'Give an array of objects with role and content, and what else llm.append_message() takes, without p_.';
     end if;
 
+    if v_messages @? 'strict $[*].content ? (@.type() == "array")[*] ? (@.type() != "object" || !(@."type".type() == "string"))' then
+        perform llm._refuse_messages(v_messages);
+    end if;
+
     select c.last_seq, c.branch, c.last_branch, c.user_id, c.indexed_seq
     into v_conversation
     from llm.conversations c
@@ -394,9 +417,7 @@ begin
     return v_new.messages;
 exception
     when check_violation or not_null_violation then
-        perform llm._refuse_message('message ' || e.number - 1, e.value ->> 'role', e.value -> 'content', coalesce(e.value ->> 'status', 'complete'))
-        from jsonb_array_elements(v_messages) with ordinality e (value, number)
-        order by e.number;
+        perform llm._refuse_messages(v_messages);
         raise;
 end
 $$;
@@ -466,7 +487,7 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_owner'],
-    '_is_content', '_refuse_message', '_appended_before', '_refuse_other_messages'
+    '_is_content', '_refuse_message', '_refuse_messages', '_appended_before', '_refuse_other_messages'
 );
 
 select llm._grant_execute(

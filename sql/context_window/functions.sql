@@ -93,6 +93,9 @@ create function llm._newest_fitting(
     language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
+    -- Row by row from the index, since few of them are read.
+    set enable_sort = off
 as $$
 declare
     v_left    bigint := p_tokens;
@@ -143,6 +146,8 @@ create function llm.context_window(
     language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off
 as $$
 declare
     v_tenant  text := llm._conversation_tenant();

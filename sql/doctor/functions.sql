@@ -20,14 +20,16 @@ begin
     return query select * from llm._doctor_storage();
     return query select * from llm._doctor_security();
     return query select * from llm._doctor_partitions();
+    return query select * from llm._doctor_personal_data();
+    return query select * from llm._doctor_keys();
     return query select * from llm._doctor_python();
     return query select * from llm._doctor_coherence();
 end
 $$;
 
 comment on function llm.doctor() is
-'Checks the installation, one row a check: versions, settings, Python''s paths, storage, row-level security, privileges, caches. A row that is not ok
-says what to do. For llm_admin, llm_auditor and superusers.';
+'Checks the installation, one row a check: versions, settings, Python''s paths, storage, row-level security, privileges, keys, caches. A row that is
+not ok says what to do. For llm_admin, llm_auditor and superusers.';
 
 
 create function llm._doctor_server()
@@ -83,7 +85,7 @@ begin
             e.extversion is not null and string_to_array(e.extversion, '.')::integer[] >= string_to_array(r.minimum, '.')::integer[],
             coalesce('version ' || e.extversion, 'not installed') || ', at least ' || r.minimum || ' is needed',
             format('Install a newer package, then run: alter extension %I update;', r.name)
-        from (values ('vector', '0.8'), ('pg_partman', '5'), ('pgcrypto', '1.3'), ('pg_trgm', '1.6'), ('plpython3u', '1.0')) r (name, minimum)
+        from (values ('vector', '0.8'), ('pg_partman', '5'), ('pgcrypto', '1.3'), ('pg_trgm', '1.6'), ('btree_gist', '1.7'), ('plpython3u', '1.0')) r (name, minimum)
         left join pg_extension e on e.extname = r.name;
 end
 $$;
@@ -142,12 +144,12 @@ begin
     join pg_class c on c.oid = t.tgrelid
     where c.relnamespace = 'llm'::regnamespace
         and not t.tgisinternal
-        and t.tgenabled <> case when t.tgname ~ '^(coherence|append_only)' then 'A' else 'O' end;
+        and t.tgenabled <> case when t.tgname ~ '^(coherence|append_only|audit)' then 'A' else 'O' end;
     return query select
         'triggers are enabled',
         v_wrong is null,
         coalesce(v_wrong, 'all'),
-        'Enable them (those named coherence or append_only: ENABLE ALWAYS), or run: select llm.setup(); caches are stale and history has gaps without.';
+        'Enable them (coherence…, append_only…, audit…: ENABLE ALWAYS), or run: select llm.setup(); caches are stale, history has gaps without.';
 
     if to_regclass('llm.tenant_roles') is not null then
         select string_agg(r.role_name, ', ' order by r.role_name)
@@ -372,6 +374,45 @@ comment on function llm._doctor_partitions() is
 'The part of llm.doctor() about partitions.';
 
 
+create function llm._doctor_personal_data()
+    returns setof llm.check_result
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_wrong text;
+begin
+    if to_regclass('llm.personal_data') is null then
+        return;
+    end if;
+    select string_agg(distinct u.relation || ' ' || u.problem, ', ') into v_wrong from llm._unregistered_tables() u;
+    return query select
+        'personal data is registered',
+        v_wrong is null,
+        coalesce(v_wrong, 'every table with a user_id, and what refers to one'),
+        'As a superuser run: select llm.register_personal_data(…) for each table; delete from llm.personal_data what is no longer there.';
+end
+$$;
+
+comment on function llm._doctor_personal_data() is
+'The part of llm.doctor() about personal data.';
+
+
+create function llm._doctor_keys()
+    returns setof llm.check_result
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import key_store
+return key_store.check()
+$$;
+
+comment on function llm._doctor_keys() is
+'The part of llm.doctor() about the master keys and the key store.';
+
+
 create function llm._doctor_python()
     returns setof llm.check_result
     language plpython3u
@@ -402,5 +443,6 @@ comment on function llm._doctor_coherence() is
 
 select llm._grant_execute(
     array['llm_admin', 'llm_auditor'],
-    'doctor', '_doctor_server', '_doctor_storage', '_doctor_security', '_doctor_partitions', '_doctor_python', '_doctor_coherence'
+    'doctor', '_doctor_server', '_doctor_storage', '_doctor_security', '_doctor_partitions', '_doctor_personal_data', '_doctor_keys',
+    '_doctor_python', '_doctor_coherence'
 );

@@ -1,5 +1,6 @@
 -- Reading
 
+-- security definer: for its own tenant alone, checked once, where row-level security would ask for each table; users' rows are still theirs alone.
 create function llm.get_messages(
     p_conversation_id uuid,
     p_before          bigint default null,
@@ -10,7 +11,10 @@ create function llm.get_messages(
     returns setof llm.message
     language plpgsql
     stable
+    security definer
     set search_path = pg_catalog, pg_temp
+    -- Planned once: otherwise for each call, because a plan for any limit looks dear beside one for 50.
+    set plan_cache_mode = force_generic_plan
 as $$
 declare
     v_tenant text := llm._conversation_tenant();
@@ -69,6 +73,8 @@ begin
     end if;
 end
 $$;
+
+alter function llm.get_messages(uuid, bigint, bigint, bigint, bigint) owner to llm_owner;
 
 comment on function llm.get_messages(uuid, bigint, bigint, bigint, bigint) is
 'A page of a conversation, in order of numbers: the newest messages, or those right before number p_before; or with p_after those right after that number.

@@ -158,6 +158,7 @@ create function llm._find_messages(
     stable
     security definer
     set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
 as $$
 declare
     v_tenant text := llm._conversation_tenant();

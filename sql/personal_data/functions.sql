@@ -48,6 +48,17 @@ begin
             using errcode = 'invalid_parameter_value',
                   hint = 'Its rows are found through that key. Register the table by p_user_column instead.';
     end if;
+    if (select c.relowner from pg_class c where c.oid = p_table) <> 'llm_owner'::regrole then
+        if exists (select from pg_class c where c.oid = p_table and c.relrowsecurity)
+            and not exists (select from pg_policy p where p.polrelid = p_table and p.polroles && array[0::oid, 'llm_owner'::regrole::oid])
+        then
+            raise exception 'row-level security hides the rows of % from llm_owner', p_table
+                using errcode = 'insufficient_privilege',
+                      hint = 'Create a policy for llm_owner on it: who forgets a user must see his rows.';
+        end if;
+        execute format('grant usage on schema %s to llm_owner', (select c.relnamespace::regnamespace from pg_class c where c.oid = p_table));
+        execute format('grant select, update, delete on %s to llm_owner', p_table);
+    end if;
 
     insert into llm.personal_data as d (relation, user_column, via, action, columns, reason)
     values (p_table::text, coalesce(p_user_column, ''), coalesce(p_via::text, ''), p_action, coalesce(p_columns, '{}'), p_reason)
@@ -61,6 +72,7 @@ $$;
 
 comment on function llm.register_personal_data(regclass, text, text, regclass, text[], text) is
 'Tells llm.forget_user() of a table with rows of users; again to tell it otherwise. p_table: the table, the partitioned one if it has partitions;
-p_user_column: its column with the user''s id (uuid or text), or null with p_via: the registered table that its one foreign key leads to;
-p_action: delete the rows; anonymize: set the user column and p_columns null; shred: destroy the keys that the one column of p_columns names, and delete the
-rows; keep, for p_reason. For superusers. Errors: invalid_parameter_value, undefined_column.';
+p_user_column: its column with the user''s id (uuid or text), or null with p_via: the registered table that its one foreign key leads to; p_action:
+delete the rows; anonymize: set the user column and p_columns null; shred: destroy the keys that the one column of p_columns names, and delete the
+rows; keep, for p_reason. A table that is not pg_llm''s is granted to llm_owner. For superusers. Errors: invalid_parameter_value, undefined_column,
+insufficient_privilege when row-level security would hide the rows.';

@@ -14,8 +14,8 @@ create table if not exists llm.personal_data (
 );
 
 comment on table llm.personal_data is
-'Tables with rows of users, as llm.register_personal_data() was told: relation (schema.table); how its rows are a user''s: user_column holds the user''s id, or
-the table''s foreign key leads to a row of via that is the user''s; action: what llm.forget_user() does with them; columns: those that action concerns.';
+'Tables with rows of users, as llm.register_personal_data() was told: relation (schema.table); how its rows are a user''s: user_column holds his id,
+or the foreign key to via leads to a row of his there; action: what llm.forget_user() does with them; columns: those that action concerns.';
 
 alter table llm.personal_data owner to llm_owner;
 grant select on llm.personal_data to llm_admin, llm_auditor;
