@@ -50,6 +50,12 @@ def app(database: Database) -> Client:
 
 
 @pytest.fixture
+def master_key(database: Database, tmp_path: Path) -> Path:
+    """The key store of the test's database, with a master key: the directory."""
+    return new_key_store(database, tmp_path / "keys")
+
+
+@pytest.fixture
 def own_cluster(installation: Installation, tmp_path: Path) -> Iterator[Cluster]:
     """A server of the test's own, to crash, restart and reconfigure; as the fixture `cluster`."""
     with new_cluster(installation, tmp_path / "cluster") as cluster:
@@ -68,6 +74,13 @@ def new_cluster(installation: Installation, directory: Path, *settings: str) -> 
             for login, role in LOGINS.items():
                 connection.execute(f"create role {login} login {f'in role {role}' if role else ''}")
         yield cluster
+
+
+def new_key_store(database: Database, directory: Path) -> Path:
+    """Make a key store in a new directory, let the database use it, and return the directory."""
+    directory.mkdir(mode=0o700)
+    database.client().run("select llm.add_master_key(%s)", str(directory))
+    return directory
 
 
 def new_database(cluster: Cluster, template: str = "template_llm") -> Iterator[Database]:

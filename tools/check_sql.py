@@ -52,6 +52,9 @@ _SYNONYMS = {"real": "float4", "char": "bpchar", "character": "bpchar", "charact
 
 _ERROR = 21  # elog_level of RAISE EXCEPTION
 
+#: What CREATE EXTENSION replaces by the schema of another extension.
+_SCHEMA_OF = re.compile(r"@extschema:\w+@")
+
 _BEFORE_STATEMENT = re.compile(r"(?:\s+|--[^\n]*\n)*")
 _COMMENT_ABOVE = re.compile(r"(?:^--[^\n]*\n)+\Z", re.MULTILINE)
 
@@ -92,7 +95,7 @@ class Code:
 
 def statements(script: str) -> list[Statement]:
     """Return the statements of a script."""
-    script = re.sub(r"^\\", "--", script, flags=re.MULTILINE)
+    script = re.sub(r"^\\", "--", _SCHEMA_OF.sub("public", script), flags=re.MULTILINE)
     found = []
     for parsed in parse_sql(script):
         text = script[parsed.stmt_location : parsed.stmt_location + parsed.stmt_len or None]

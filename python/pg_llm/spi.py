@@ -32,6 +32,48 @@ class InputOutput(Error):
     sqlstate = "58030"
 
 
+class ConfigFileError(Error):
+    """A file that the administrator provides is missing, unsafe or wrong."""
+
+    sqlstate = "F0000"
+
+
+class ObjectNotInPrerequisiteState(Error):
+    """Something must be done first."""
+
+    sqlstate = "55000"
+
+
+class UndefinedObject(Error):
+    """What the caller names does not exist."""
+
+    sqlstate = "42704"
+
+
+class InvalidParameter(Error):
+    """An argument cannot be used."""
+
+    sqlstate = "22023"
+
+
+class DataException(Error):
+    """Data that is not what it claims to be."""
+
+    sqlstate = "22000"
+
+
+class LimitExceeded(Error):
+    """A limit forbids to go on."""
+
+    sqlstate = "54000"
+
+
+class InsufficientPrivilege(Error):
+    """The caller may not do that."""
+
+    sqlstate = "42501"
+
+
 class Plan:
     """A statement, prepared at its first use in the session and kept. Parameters are `$1`, `$2`, …; never text built at run time."""
 

@@ -121,5 +121,9 @@ select llm._grant_execute(
 );
 select llm._grant_execute(
     array['llm_admin', 'llm_app', 'llm_reader', 'llm_auditor'],
-    'coherence_stats', '_newest_transaction'
+    'coherence_stats'
+);
+select llm._grant_execute(
+    array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader', 'llm_auditor'],
+    '_newest_transaction'
 );

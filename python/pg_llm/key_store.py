@@ -1,0 +1,215 @@
+"""The part of the keys that lies outside the database: master keys, and a secret for each tenant."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from typing import NamedTuple
+from uuid import UUID
+
+from . import kdf, spi
+from .coherence import Cache
+
+#: Bytes of a master key, and of a tenant's secret.
+KEY_BYTES = 32
+
+#: A program that prints a key has so long.
+COMMAND_SECONDS = 10
+
+_MODE = stat.S_IFREG | 0o400
+_SERVER_USER = os.geteuid()
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+_FINGERPRINT_INFO = b"pg_llm fingerprint"
+
+_READ = spi.plan("select provider, location, command, fingerprint from llm._master_key($1)", "integer")
+
+
+class Master(NamedTuple):
+    """Where a version of the master key is; never the key."""
+
+    version: int
+    provider: str
+    location: str
+    command: list[str]
+    fingerprint: bytes
+
+
+def _read(version: str) -> tuple[Master, int]:
+    row = _READ.row(int(version))
+    return Master(int(version), row["provider"], row["location"], row["command"], row["fingerprint"]), 500
+
+
+_masters = Cache("master_keys", _read)
+
+
+def master(version: int) -> Master:
+    """Return where a version of the master key is."""
+    found: Master = _masters.get(str(version)) or _read(str(version))[0]
+    return found
+
+
+def wrapping_keys(version: int, tenant_key: bytes) -> bytes:
+    """Return the 64 bytes, for encryption and for authentication, that wrap a tenant's key."""
+    where = master(version)
+    secret = _secret(where.location, tenant_key) if where.provider == "file" else b""
+    return kdf.hkdf(_master_key(where), secret, b"pg_llm tenant key" + tenant_key, 64)
+
+
+def add_tenant_secret(version: int, tenant_key: str) -> None:
+    """Make the secret of a new tenant's key in the key store, if the provider is one that can keep it."""
+    where = master(version)
+    if where.provider == "file":
+        _require_right(where)
+        _create(_secret_path(where.location, UUID(tenant_key).bytes), kdf.urandom(KEY_BYTES))
+
+
+def prepare(version: int, location: str | None, command: list[str] | None) -> list[tuple[str, str | None, list[str] | None, bytes]]:
+    """Check where a new master key is or is to be, make it if it is a file that is missing, and return the row of llm.master_keys."""
+    if location is None:
+        where = Master(version, "command", "", command or [], b"")
+        return [("command", None, command, _fingerprint(_master_key(where)))]
+    path = _safe_directory(location)
+    if not os.path.lexists(_master_path(path, version)):
+        _create(_master_path(path, version), kdf.urandom(KEY_BYTES).hex().encode() + b"\n")
+    return [("file", path, None, _fingerprint(_master_key(Master(version, "file", path, [], b""))))]
+
+
+def _safe_directory(location: str) -> str:
+    hint = "Name a directory of the server's own user, with mode 0700, outside the data directory."
+    path = os.path.realpath(location)
+    data = os.path.realpath(".")
+    if not os.path.isabs(location) or os.path.commonpath((path, data)) == data:
+        raise spi.InvalidParameter(f"{location} is no place for a master key", detail="It is in the data directory, or relative to it.", hint=hint)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise spi.ConfigFileError(f"{path} cannot be used: {error.strerror}", hint=hint) from None
+    if not stat.S_ISDIR(status.st_mode) or stat.S_IMODE(status.st_mode) & 0o077 or status.st_uid != _SERVER_USER:
+        raise spi.ConfigFileError(f"{path} is not safe: user {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}", hint=hint)
+    return path
+
+
+def require_right(version: int) -> None:
+    """Raise when the key that the provider gives is not the one that it gave when this version was added."""
+    _require_right(master(version))
+
+
+def _require_right(where: Master) -> None:
+    if not kdf.compare_digest(_fingerprint(_master_key(where)), where.fingerprint):
+        raise spi.ConfigFileError(
+            f"master key version {where.version} is not the key that it was",
+            hint="Bring back the key with which llm.add_master_key() made this version.",
+        )
+
+
+def _fingerprint(key: bytes) -> bytes:
+    return kdf.hkdf(key, b"", _FINGERPRINT_INFO, 16)
+
+
+def _master_key(where: Master) -> bytes:
+    if where.provider == "file":
+        path = _master_path(where.location, where.version)
+        return _parse(_read_file(path, f"master key version {where.version}"), path)
+    return _parse(_output(where), f"the command of master key version {where.version}")
+
+
+def _master_path(location: str, version: int) -> str:
+    return f"{location}/master.{version}"
+
+
+def _secret_path(location: str, tenant_key: bytes) -> str:
+    return f"{location}/tenant.{tenant_key.hex()}"
+
+
+def _secret(location: str, tenant_key: bytes) -> bytes:
+    path = _secret_path(location, tenant_key)
+    secret = _read_file(path, "the tenant's secret")
+    if len(secret) != KEY_BYTES:
+        raise spi.ConfigFileError(f"{path} has {len(secret)} bytes instead of {KEY_BYTES}", hint="Restore this file of the key store from its backup.")
+    return secret
+
+
+def _read_file(path: str, what: str) -> bytes:
+    try:
+        file = os.open(path, _FLAGS)
+        try:
+            status = os.fstat(file)
+            if status.st_mode != _MODE or status.st_uid != _SERVER_USER:
+                raise spi.ConfigFileError(f"{path} {fault(status)}", hint="It must be a regular file of the server's own user, with mode 0400.")
+            return os.read(file, 200)
+        finally:
+            os.close(file)
+    except FileNotFoundError:
+        raise spi.ConfigFileError(f"{what} is missing: there is no {path}", hint="Restore this file of the key store from its backup.") from None
+    except OSError as error:
+        raise spi.ConfigFileError(f"{path} cannot be read: {error.strerror}", hint="It must be a regular file of the server's own user, with mode 0400.") from None
+
+
+def fault(status: os.stat_result) -> str:
+    """Return what is wrong with a file for a key."""
+    if not stat.S_ISREG(status.st_mode):
+        return "is no regular file"
+    if status.st_uid != _SERVER_USER:
+        return f"belongs to user {status.st_uid}, not to the server's, {_SERVER_USER}"
+    return f"has mode {stat.S_IMODE(status.st_mode):04o}"
+
+
+def _parse(text: bytes, source: str) -> bytes:
+    # One newline at the end is what most programs write; it cannot change a key that is hexadecimal.
+    digits = text.removesuffix(b"\n")
+    hint = f"It must be {2 * KEY_BYTES} hexadecimal digits, such as openssl rand -hex {KEY_BYTES} prints."
+    if not digits:
+        raise spi.ConfigFileError(f"{source} is empty", hint=hint)
+    try:
+        if len(digits) == 2 * KEY_BYTES and digits.isalnum():
+            return bytes.fromhex(digits.decode("ascii"))
+    except ValueError:
+        pass
+    raise spi.ConfigFileError(f"{source} holds no key", hint=hint) from None
+
+
+def _output(where: Master) -> bytes:
+    try:
+        result = subprocess.run(
+            [*where.command, str(where.version)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=COMMAND_SECONDS,
+            check=False,
+        )
+    except OSError as error:
+        reason = error.strerror
+    except subprocess.TimeoutExpired:
+        reason = f"it took more than {COMMAND_SECONDS} seconds"
+    else:
+        if result.returncode == 0:
+            return result.stdout
+        reason = f"it exited with {result.returncode}"
+    raise spi.ConfigFileError(
+        f"master key version {where.version} is missing: {where.command[0]} failed, {reason}",
+        hint="As the server's user run the command with the version as its last argument: it must print the key, and exit with 0.",
+    ) from None
+
+
+def _create(path: str, content: bytes) -> None:
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400)
+        try:
+            os.write(file, content)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        _sync_directory(os.path.dirname(path))
+    except OSError as error:
+        raise spi.ConfigFileError(f"{path} cannot be made: {error.strerror}", hint="The key store must be a directory of the server's own user, with mode 0700.") from None
+
+
+def _sync_directory(directory: str) -> None:
+    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
