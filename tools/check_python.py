@@ -17,7 +17,7 @@ BOOT = "llm._boot"
 
 #: Functions that run SQL, and what may be their first argument beside a constant: spi.Plan is given its statement by spi.plan.
 RUN_SQL = {"spi.plan", "spi.Plan", "plpy.prepare", "plpy.execute", "plpy.cursor"}
-KEPT_BY_PLAN = {"self._statement", "self._plan"}
+KEPT_BY_PLAN = {"self._statement", "self._prepared()"}
 
 #: Would let data become code, reach outside the database, or change the process for everybody who uses this backend.
 FORBIDDEN_MODULES = {

@@ -228,5 +228,6 @@ def _require_working_python() -> None:
         _works = kdf.self_test()
     if not _works:
         raise spi.ObjectNotInPrerequisiteState(
-            "the server's Python fails the test of its cryptography", hint="llm.doctor() tells what replaced its modules; restart the server without it."
+            "the server's Python fails the test of its cryptography",
+            hint="llm.doctor() tells what replaced its modules; restart the server without it.",
         )

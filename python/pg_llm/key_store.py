@@ -57,6 +57,12 @@ def wrapping_keys(version: int, tenant_key: bytes) -> bytes:
     return kdf.hkdf(_master_key(where), secret, b"pg_llm tenant key" + tenant_key, 64)
 
 
+def anchor_key(version: int) -> bytes:
+    """Return the key that signs anchors of the audit log."""
+    _require_right(master(version))
+    return kdf.hkdf(_master_key(master(version)), b"", b"pg_llm audit anchor", 32)
+
+
 def add_tenant_secret(version: int, tenant_key: str) -> None:
     """Make the secret of a new tenant's key in the key store, if the provider is one that can keep it."""
     where = master(version)
@@ -127,7 +133,9 @@ def _secret(location: str, tenant_key: bytes) -> bytes:
     path = _secret_path(location, tenant_key)
     secret = _read_file(path, "the tenant's secret")
     if len(secret) != KEY_BYTES:
-        raise spi.ConfigFileError(f"{path} has {len(secret)} bytes instead of {KEY_BYTES}", hint="Restore this file of the key store from its backup.")
+        raise spi.ConfigFileError(
+            f"{path} has {len(secret)} bytes instead of {KEY_BYTES}", hint="Restore this file of the key store from its backup."
+        )
     return secret
 
 
@@ -144,7 +152,9 @@ def _read_file(path: str, what: str) -> bytes:
     except FileNotFoundError:
         raise spi.ConfigFileError(f"{what} is missing: there is no {path}", hint="Restore this file of the key store from its backup.") from None
     except OSError as error:
-        raise spi.ConfigFileError(f"{path} cannot be read: {error.strerror}", hint="It must be a regular file of the server's own user, with mode 0400.") from None
+        raise spi.ConfigFileError(
+            f"{path} cannot be read: {error.strerror}", hint="It must be a regular file of the server's own user, with mode 0400."
+        ) from None
 
 
 def fault(status: os.stat_result) -> str:
@@ -204,7 +214,9 @@ def _create(path: str, content: bytes) -> None:
             os.close(file)
         _sync_directory(os.path.dirname(path))
     except OSError as error:
-        raise spi.ConfigFileError(f"{path} cannot be made: {error.strerror}", hint="The key store must be a directory of the server's own user, with mode 0700.") from None
+        raise spi.ConfigFileError(
+            f"{path} cannot be made: {error.strerror}", hint="The key store must be a directory of the server's own user, with mode 0700."
+        ) from None
 
 
 def _sync_directory(directory: str) -> None:
