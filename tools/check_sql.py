@@ -25,6 +25,15 @@ INLINED = (
 EXECUTES = {
     "llm._grant_execute": "regprocedures, which print themselves quoted, and roles that only functions.sql chooses",
     "llm._protect_tenant_table": "a regclass, which prints itself quoted, and privileges that only tables.sql chooses",
+    "llm._make_partition": "names that format() or a regclass or regrole quotes",
+    "llm._make_default_partition": "names that format() or a regclass or regrole quotes",
+    "llm._copy_rows": "names that format() or a regclass or regrole quotes; the owner's code runs with the owner's rights",
+    "llm._move_default_rows": "names that format() or a regclass quotes",
+    "llm._default_rows": "names that format() or a regclass quotes",
+    "llm._may_be_dropped": "a function of schema llm, where only superusers create",
+    "llm._drop_partition": "regclasses, which print themselves quoted",
+    "llm._carry_out": "regclasses, which print themselves quoted",
+    "llm._protect_partition": "names that format() or a regclass or regrole quotes, and triggers as pg_get_triggerdef() prints them",
     "llm.setup": "the storage scripts of this very extension",
     "llm.migrate_down": "the storage scripts of this very extension",
     "do $roles$": "the names of pg_llm's own roles",
@@ -93,9 +102,14 @@ class Code:
                 yield kind, self.line + int(fields.get("lineno", 1)) - 1, fields
 
 
+def as_sql(script: str) -> str:
+    """Return a script without what only psql and CREATE EXTENSION understand."""
+    return re.sub(r"^\\", "--", _SCHEMA_OF.sub("public", script), flags=re.MULTILINE)
+
+
 def statements(script: str) -> list[Statement]:
     """Return the statements of a script."""
-    script = re.sub(r"^\\", "--", _SCHEMA_OF.sub("public", script), flags=re.MULTILINE)
+    script = as_sql(script)
     found = []
     for parsed in parse_sql(script):
         text = script[parsed.stmt_location : parsed.stmt_location + parsed.stmt_len or None]
@@ -178,7 +192,7 @@ def _commented(node: Any) -> str:
 
 
 def _forbidden_types(script: str, offset: int = 0) -> Iterator[Finding]:
-    for parsed in parse_sql(re.sub(r"^\\", "--", script, flags=re.MULTILINE)):
+    for parsed in parse_sql(as_sql(script)):
         for node in _nodes(parsed.stmt):
             if isinstance(node, ast.TypeName) and node.names:
                 line = offset + 1 + script.count("\n", 0, max(node.location, 0))

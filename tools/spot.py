@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from tools import build
-from tools.check_sql import INLINED
+from tools.check_sql import INLINED, as_sql
 
 #: pgspot 0.9.4 takes the expression of RETURN NEXT for a statement, and dies of it.
 _RETURN_NEXT = re.compile(r"\breturn next (?=\S)")
@@ -42,7 +42,7 @@ def findings(install_script: str, upgrade_scripts: tuple[str, ...] = (), storage
 def _pgspot(folder: Path, *scripts: str, options: tuple[str, ...] = ()) -> str:
     paths = [folder / f"{number}.sql" for number in range(len(scripts))]
     for path, script in zip(paths, scripts, strict=True):
-        path.write_text(_RETURN_NEXT.sub("perform ", script))
+        path.write_text(_RETURN_NEXT.sub("perform ", as_sql(script)))
     command = [sys.executable, "-m", "pgspot", *_OPTIONS, *options, *(str(path) for path in paths)]
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return result.stdout if result.returncode else ""

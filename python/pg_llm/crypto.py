@@ -23,6 +23,7 @@ LARGEST = 2**30 - 1
 _HEAD = struct.Struct(">BB16sI")
 IV_BYTES = 16
 START_BYTES = _HEAD.size + IV_BYTES
+TAG_BYTES = 32
 
 _READ = spi.plan("select * from llm._key_to_cache($1, $2::uuid)", "text", "text")
 _MAKE = spi.plan("select llm._make_key($1, 'default'::text, null::timestamptz)", "text")
@@ -79,8 +80,11 @@ _keys = Cache("data_keys", _read, lambda tenant_id, _: ((tenant_id,),))
 
 
 def _bound(context: tuple[str, ...]) -> bytes:
-    parts = [part.encode() for part in context]
-    return b"".join([len(part).to_bytes(4) + part for part in parts])
+    result = b""
+    for text in context:
+        part = text.encode()
+        result += len(part).to_bytes(4) + part
+    return result
 
 
 def start(key: bytes, version: int, *context: str, flags: int = 0) -> bytes:
@@ -133,10 +137,18 @@ def wrapping_keys(start_of_tenant_key: bytes) -> bytes:
     return key_store.wrapping_keys(master_version, tenant_key)
 
 
+def unwrapping_key(wrapped: bytes, expected_start: bytes) -> bytes:
+    """Return the key that decrypts a tenant's wrapped key, after checking its tag; raise why if that is wrong."""
+    keys = wrapping_keys(expected_start)
+    end = len(wrapped) - TAG_BYTES
+    has_right_tag(kdf.digest(keys[32:], expected_start + wrapped[START_BYTES:end], "sha256"), wrapped[end:], expected_start)
+    return keys[:32]
+
+
 def new_key() -> bytes:
     """Return a new key: 32 bytes for encryption and 32 for authentication, derived from as many random ones."""
     _require_working_python()
-    return kdf.hkdf(kdf.urandom(32), b"", b"pg_llm data key", 64)
+    return kdf.expand(kdf.extract(b"", kdf.urandom(32)), b"pg_llm key")
 
 
 def key_start(key: str, version: int, tenant_id: str, table: str, row: str) -> bytes:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 # Bound when this module is loaded: what another function puts into these modules later does not reach it.
 from hmac import compare_digest, digest
-from math import ceil
 from os import urandom
 
-__all__ = ["compare_digest", "digest", "hkdf", "self_test", "urandom"]
+__all__ = ["compare_digest", "digest", "expand", "extract", "self_test", "urandom"]
 
 
-def hkdf(secret: bytes, salt: bytes, info: bytes, length: int, algorithm: str = "sha512") -> bytes:
-    """Return `length` bytes derived from a secret (RFC 5869: extract, then expand)."""
-    size = _SIZES[algorithm]
-    key = digest(salt or bytes(size), secret, algorithm)
-    block = result = b""
-    for counter in range(1, ceil(length / size) + 1):
+def extract(salt: bytes, secret: bytes, algorithm: str = "sha512") -> bytes:
+    """Return a pseudorandom key from a secret (RFC 5869, section 2.2)."""
+    return digest(salt or bytes(_SIZES[algorithm]), secret, algorithm)
+
+
+def expand(key: bytes, info: bytes, length: int = 64, algorithm: str = "sha512") -> bytes:
+    """Return `length` bytes from a pseudorandom key (RFC 5869, section 2.3); uniformly random bytes are one (section 3.3)."""
+    result = block = digest(key, info + b"\x01", algorithm)
+    counter = 1
+    while len(result) < length:
+        counter += 1
         block = digest(key, block + info + bytes([counter]), algorithm)
         result += block
     return result[:length]
@@ -28,7 +32,7 @@ def self_test() -> bool:
     derived = bytes.fromhex("3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865")
     return (
         digest(b"Jefe", b"what do ya want for nothing?", "sha256") == mac
-        and hkdf(secret, salt, info, 42, "sha256") == derived
+        and expand(extract(salt, secret, "sha256"), info, 42, "sha256") == derived
         and compare_digest(mac, bytes(mac))
         and not compare_digest(mac, bytes(32))
         and len({urandom(16) for _ in range(4)}) == 4

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
+from binascii import unhexlify
 from typing import NamedTuple
 from uuid import UUID
 
@@ -21,7 +23,9 @@ _MODE = stat.S_IFREG | 0o400
 _SERVER_USER = os.geteuid()
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
-_FINGERPRINT_INFO = b"pg_llm fingerprint"
+#: Open files of a backend: path, then descriptor, inode, device.
+_open_files: dict[str, tuple[int, int, int]] = {}
+MOST_OPEN_FILES = 20
 
 _READ = spi.plan("select provider, location, command, fingerprint from llm._master_key($1)", "integer")
 
@@ -53,8 +57,9 @@ def master(version: int) -> Master:
 def wrapping_keys(version: int, tenant_key: bytes) -> bytes:
     """Return the 64 bytes, for encryption and for authentication, that wrap a tenant's key."""
     where = master(version)
-    secret = _secret(where.location, tenant_key) if where.provider == "file" else b""
-    return kdf.hkdf(_master_key(where), secret, b"pg_llm tenant key" + tenant_key, 64)
+    # Either half of 64 random bytes is enough to make them a secret.
+    key = _master_key(where) + _secret(where.location, tenant_key) if where.provider == "file" else kdf.extract(b"", _master_key(where))
+    return kdf.expand(key, b"pg_llm tenant key" + tenant_key)
 
 
 def anchor_key(version: int) -> bytes:
@@ -111,7 +116,7 @@ def _require_right(where: Master) -> None:
 
 
 def _fingerprint(key: bytes) -> bytes:
-    return kdf.hkdf(key, b"", _FINGERPRINT_INFO, 16)
+    return kdf.expand(key, b"pg_llm fingerprint", 16)
 
 
 def _master_key(where: Master) -> bytes:
@@ -133,28 +138,40 @@ def _secret(location: str, tenant_key: bytes) -> bytes:
     path = _secret_path(location, tenant_key)
     secret = _read_file(path, "the tenant's secret")
     if len(secret) != KEY_BYTES:
-        raise spi.ConfigFileError(
-            f"{path} has {len(secret)} bytes instead of {KEY_BYTES}", hint="Restore this file of the key store from its backup."
-        )
+        raise spi.ConfigFileError(f"{path} has {len(secret)} bytes instead of {KEY_BYTES}", hint="Restore this file of the key store from its backup.")
     return secret
 
 
 def _read_file(path: str, what: str) -> bytes:
+    hint = "It must be a regular file of the server's own user, with mode 0400."
     try:
-        file = os.open(path, _FLAGS)
-        try:
-            status = os.fstat(file)
-            if status.st_mode != _MODE or status.st_uid != _SERVER_USER:
-                raise spi.ConfigFileError(f"{path} {fault(status)}", hint="It must be a regular file of the server's own user, with mode 0400.")
-            return os.read(file, 200)
-        finally:
-            os.close(file)
+        status = os.lstat(path)
+        if status.st_mode != _MODE or status.st_uid != _SERVER_USER:
+            raise spi.ConfigFileError(f"{path} {fault(status)}", hint=hint)
+        return os.pread(_descriptor(path, status), 200, 0)
     except FileNotFoundError:
         raise spi.ConfigFileError(f"{what} is missing: there is no {path}", hint="Restore this file of the key store from its backup.") from None
     except OSError as error:
-        raise spi.ConfigFileError(
-            f"{path} cannot be read: {error.strerror}", hint="It must be a regular file of the server's own user, with mode 0400."
-        ) from None
+        raise spi.ConfigFileError(f"{path} cannot be read: {error.strerror}", hint=hint) from None
+
+
+def _descriptor(path: str, status: os.stat_result) -> int:
+    # Opening costs more than all else that unwrapping a key takes. What is kept is the open file: what is in it is read on each call, and only while
+    # the path still leads to it.
+    kept = _open_files.get(path)
+    if kept is not None:
+        if kept[1] == status.st_ino and kept[2] == status.st_dev:
+            return kept[0]
+        os.close(_open_files.pop(path)[0])
+    while len(_open_files) >= MOST_OPEN_FILES:
+        os.close(_open_files.pop(next(iter(_open_files)))[0])
+    file = os.open(path, _FLAGS)
+    opened = os.fstat(file)
+    if (opened.st_ino, opened.st_dev, opened.st_mode) != (status.st_ino, status.st_dev, status.st_mode):
+        os.close(file)
+        raise InterruptedError(errno.EINTR, "it was replaced in this moment")
+    _open_files[path] = (file, status.st_ino, status.st_dev)
+    return file
 
 
 def fault(status: os.stat_result) -> str:
@@ -169,15 +186,16 @@ def fault(status: os.stat_result) -> str:
 def _parse(text: bytes, source: str) -> bytes:
     # One newline at the end is what most programs write; it cannot change a key that is hexadecimal.
     digits = text.removesuffix(b"\n")
-    hint = f"It must be {2 * KEY_BYTES} hexadecimal digits, such as openssl rand -hex {KEY_BYTES} prints."
-    if not digits:
-        raise spi.ConfigFileError(f"{source} is empty", hint=hint)
     try:
-        if len(digits) == 2 * KEY_BYTES and digits.isalnum():
-            return bytes.fromhex(digits.decode("ascii"))
+        key = unhexlify(digits)
     except ValueError:
-        pass
-    raise spi.ConfigFileError(f"{source} holds no key", hint=hint) from None
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise spi.ConfigFileError(
+            f"{source} {'holds no key' if digits else 'is empty'}",
+            hint=f"It must be {2 * KEY_BYTES} hexadecimal digits, such as openssl rand -hex {KEY_BYTES} prints.",
+        )
+    return key
 
 
 def _output(where: Master) -> bytes:
@@ -214,9 +232,7 @@ def _create(path: str, content: bytes) -> None:
             os.close(file)
         _sync_directory(os.path.dirname(path))
     except OSError as error:
-        raise spi.ConfigFileError(
-            f"{path} cannot be made: {error.strerror}", hint="The key store must be a directory of the server's own user, with mode 0700."
-        ) from None
+        raise spi.ConfigFileError(f"{path} cannot be made: {error.strerror}", hint="The key store must be a directory of the server's own user, with mode 0700.") from None
 
 
 def _sync_directory(directory: str) -> None:

@@ -75,6 +75,23 @@ comment on function llm._wrapping_keys(bytea) is
 'The keys that wrap the tenant key which begins with p_start: from the master key and the tenant''s secret, read from the key store on each call.';
 
 
+create function llm._unwrapping_key(
+    p_wrapped bytea,
+    p_start   bytea
+)
+    returns bytea
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import crypto
+return crypto.unwrapping_key(p_wrapped, p_start)
+$$;
+
+comment on function llm._unwrapping_key(bytea, bytea) is
+'The key that decrypts a wrapped tenant key, after its tag was checked. Errors: as llm._has_right_tag.';
+
+
 create function llm._new_key()
     returns bytea
     language plpython3u
@@ -192,6 +209,26 @@ comment on function llm._unseal(bytea, bytea, bytea) is
 'What llm._seal() was given, after its tag was checked against what the ciphertext must be bound to. Errors: as llm._has_right_tag.';
 
 
+create function llm._tenant_keys(
+    p_wrapped bytea,
+    p_start   bytea
+)
+    returns bytea
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return @extschema:pgcrypto@.decrypt_iv(
+        substr(p_wrapped, 39, 80), llm._unwrapping_key(p_wrapped, p_start), substr(p_start, 23, 16), 'aes-cbc/pad:pkcs'::text
+    );
+end
+$$;
+
+comment on function llm._tenant_keys(bytea, bytea) is
+'The unwrapped tenant key.';
+
+
 create function llm._data_keys(
     p_chain bytea[]
 )
@@ -201,7 +238,7 @@ create function llm._data_keys(
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return llm._unseal(llm._unseal(llm._wrapping_keys(p_chain[3]), p_chain[2], p_chain[3]), p_chain[4], p_chain[5]);
+    return llm._unseal(llm._tenant_keys(p_chain[2], p_chain[3]), p_chain[4], p_chain[5]);
 end
 $$;
 
@@ -481,7 +518,7 @@ begin
     v_tenant_key_start := llm._start_of_key(v_tenant_key_blob, p_tenant, 'llm.tenant_keys'::text, v_tenant_key::text);
     v_start := llm._key_start(v_tenant_key, p_version, p_tenant, 'llm.data_key_versions'::text, p_key::text);
     v_wrapped := llm._seal(
-        llm._unseal(llm._wrapping_keys(v_tenant_key_start), v_tenant_key_blob, v_tenant_key_start), llm._new_key(), v_start
+        llm._tenant_keys(v_tenant_key_blob, v_tenant_key_start), llm._new_key(), v_start
     );
     insert into llm.data_key_versions (tenant_id, key_id, version, wrapped) values (p_tenant, p_key, p_version, v_wrapped);
 end
@@ -547,7 +584,7 @@ comment on function llm._tenant_keys_coherence() is
 
 select llm._grant_execute(
     array['llm_owner'],
-    '_key_chain_to_encrypt', '_key_chain_to_decrypt', '_wrapping_keys', '_new_key', '_has_right_tag', '_deflated', '_inflated', '_seal', '_unseal',
+    '_key_chain_to_encrypt', '_key_chain_to_decrypt', '_wrapping_keys', '_unwrapping_key', '_tenant_keys', '_new_key', '_has_right_tag', '_deflated', '_inflated', '_seal', '_unseal',
     '_data_keys', '_key_start', '_start_of_key', '_add_tenant_secret', '_key_tenant', '_key_to_cache', '_tenant_key', '_add_key_version', '_make_key'
 );
 
