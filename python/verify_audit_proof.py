@@ -2,8 +2,8 @@
 """Verifies what llm.prove_audit() and llm.prove_audit_growth() of pg_llm give: verify_audit_proof.py [--anchors FILE] PROOF…
 
 Needs this file, Python 3.9 and no database. A proof of a row shows that the row, as it stands in the proof, is in the audit log whose head is an
-anchor's; a proof of growth, that what was in the log at one anchor is in it unchanged at a later one. Without anchors it prints the heads that the proofs
-lead to: compare them with those that you kept. Exit status: 0 when all proofs hold, 1 when one does not, 2 when something cannot be read.
+anchor's; a proof of growth, that what was in the log at one anchor is in it unchanged at a later one. Without anchors it prints the heads that the
+proofs lead to: compare them with those that you kept. Exit status: 0 when all proofs hold, 1 when one does not, 2 when something cannot be read.
 
 The layout of rows, entries and trees: docs/seal.md. Trees are those of RFC 9162.
 """
@@ -23,8 +23,8 @@ GROWTH = "pg_llm audit growth 1"
 
 #: The fields of an entry of llm.audit_seals, in the order in which it is hashed.
 ENTRY_FIELDS = (
-    "number", "kind", "previous_hash", "rows_from", "rows_to", "first_transaction", "last_transaction", "horizon", "ids", "row_count", "root", "detail",
-    "sealed_at",
+    "number", "kind", "previous_hash", "rows_from", "rows_to", "first_transaction", "last_transaction", "horizon", "ids", "row_count", "root",
+    "detail", "sealed_at",
 )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ class Refused(Exception):
 
 def leaf_of_row(row: dict[str, str | None]) -> bytes:
     """Return the hash of a row of llm.audit_log: 0x00 and its canonical bytes."""
-    texts = [row[name] for name in ("tenant_id", "user_id", "action", "object_type", "object_id", "application")]
+    texts = [row[name] for name in ("tenant_id", "user_id", "action", "object_type", "object_id", "login_role", "application")]
     lengths = [-1 if text is None else len(text.encode()) for text in texts]
     lines = [row[name] for name in ("details", "client_info", "before", "after", "client_address")]
     numbers = (int(row["id"] or 0), _microseconds(row["timestamp"] or ""), int(row["transaction_id"] or 0))

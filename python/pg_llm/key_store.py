@@ -65,7 +65,7 @@ def wrapping_keys(version: int, tenant_key: bytes) -> bytes:
 def anchor_key(version: int) -> bytes:
     """Return the key that signs anchors of the audit log."""
     _require_right(master(version))
-    return kdf.hkdf(_master_key(master(version)), b"", b"pg_llm audit anchor", 32)
+    return kdf.expand(kdf.extract(b"", _master_key(master(version))), b"pg_llm audit anchor", 32)
 
 
 def add_tenant_secret(version: int, tenant_key: str) -> None:
@@ -138,7 +138,9 @@ def _secret(location: str, tenant_key: bytes) -> bytes:
     path = _secret_path(location, tenant_key)
     secret = _read_file(path, "the tenant's secret")
     if len(secret) != KEY_BYTES:
-        raise spi.ConfigFileError(f"{path} has {len(secret)} bytes instead of {KEY_BYTES}", hint="Restore this file of the key store from its backup.")
+        raise spi.ConfigFileError(
+            f"{path} has {len(secret)} bytes instead of {KEY_BYTES}", hint="Restore this file of the key store from its backup."
+        )
     return secret
 
 
@@ -232,7 +234,9 @@ def _create(path: str, content: bytes) -> None:
             os.close(file)
         _sync_directory(os.path.dirname(path))
     except OSError as error:
-        raise spi.ConfigFileError(f"{path} cannot be made: {error.strerror}", hint="The key store must be a directory of the server's own user, with mode 0700.") from None
+        raise spi.ConfigFileError(
+            f"{path} cannot be made: {error.strerror}", hint="The key store must be a directory of the server's own user, with mode 0700."
+        ) from None
 
 
 def _sync_directory(directory: str) -> None:

@@ -28,6 +28,7 @@ _ROWS = spi.plan(
         a.after::text,
         encode(a.sensitive_hash, 'hex') as sensitive_hash,
         a.client_address::text,
+        a.login_role,
         a.application,
         a.transaction_id::text
     from llm.audit_log a
@@ -67,7 +68,11 @@ _ENTRY = spi.plan(
 _LEAVES = spi.plan("select ids, leaves from llm._audit_leaves($1)", "bigint")
 
 _HASHES = spi.plan(
-    "select coalesce(string_agg(s.hash, ''::bytea order by s.number), ''::bytea) as hashes from llm.audit_seals s where s.number <= coalesce($1, s.number)",
+    """
+    select coalesce(string_agg(s.hash, ''::bytea order by s.number), ''::bytea) as hashes
+    from llm.audit_seals s
+    where s.number <= coalesce($1, 9223372036854775807)
+    """,
     "bigint",
 )
 

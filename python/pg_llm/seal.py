@@ -15,8 +15,8 @@ FINGERPRINT = 4
 
 #: The fields of an entry in the order in which they are hashed, each as text.
 FIELDS = (
-    "number", "kind", "previous_hash", "rows_from", "rows_to", "first_transaction", "last_transaction", "horizon", "ids", "row_count", "root", "detail",
-    "sealed_at",
+    "number", "kind", "previous_hash", "rows_from", "rows_to", "first_transaction", "last_transaction", "horizon", "ids", "row_count", "root",
+    "detail", "sealed_at",
 )  # fmt: skip
 
 type Fields = dict[str, str | None]
@@ -92,7 +92,7 @@ _CELLS = spi.plan(
     "xid8",
 )  # fmt: skip
 
-#: The next rows of a cell, in the order in which no row can appear before one that is taken. All of a transaction that share an id are taken together.
+#: The next rows of a cell, in an order in which no row can appear before one that is taken. Those of a transaction that share an id go together.
 _BATCH = spi.plan(
     """
     select
@@ -256,7 +256,7 @@ def _begin() -> str | None:
 def _begin_life(last: dict[str, object] | None, server_id: str, batch_rows: int) -> int:
     """Let this server's transaction ids begin; seal what came along in a dump, whose transactions are over. Return how many rows that were.
 
-    Ids tell the rows of another server from our own, because a restored sequence goes on after them. Until the lock is ours, all that took an id has ended.
+    Ids tell the rows of another server from our own, because a restored sequence goes on after them. When the lock is ours, who took an id is done.
     """
     _LOCK_OUT_WRITERS.rows()
     before = _BEFORE.row()
@@ -283,10 +283,9 @@ def _seal(window: Window, batch_rows: int) -> int:
 
 def _seal_cell(rows_from: str, rows_to: str, window: Window, position: tuple[int, int], batch_rows: int) -> int:
     sealed = 0
+    limits = str(window.end), window.after, window.until, window.known, str(window.begin)
     while True:
-        batch = _BATCH.row(
-            rows_from, rows_to, str(position[0]), position[1], str(window.end), window.after, window.until, window.known, str(window.begin), batch_rows
-        )  # fmt: skip
+        batch = _BATCH.row(rows_from, rows_to, str(position[0]), position[1], *limits, batch_rows)
         if not batch["row_count"]:
             return sealed
         ids, leaves = numbers(batch["ids"]), batch["leaves"]

@@ -54,10 +54,10 @@ _ROWS = spi.plan(
             sha256(
                 '\x00'::bytea || int8send(a.id) || timestamptz_send(a."timestamp") || xid8send(a.transaction_id)
                 || int4send(octet_length(a.tenant_id)) || int4send(octet_length(a.user_id)) || int4send(octet_length(a.action))
-                || int4send(octet_length(a.object_type)) || int4send(octet_length(a.object_id))
+                || int4send(octet_length(a.object_type)) || int4send(octet_length(a.object_id)) || int4send(octet_length(a.login_role))
                 || int4send(coalesce(octet_length(a.application), -1))
                 || replace(
-                    a.tenant_id || a.user_id || a.action || a.object_type || a.object_id || coalesce(a.application, '')
+                    a.tenant_id || a.user_id || a.action || a.object_type || a.object_id || a.login_role || coalesce(a.application, '')
                     || ((coalesce(a.details::text, '') || e'\n') || ((coalesce(a.client_info::text, '') || e'\n')
                     || ((coalesce(a.before::text, '') || e'\n') || ((coalesce(a.after::text, '') || e'\n')
                     || (coalesce(a.client_address::text, '') || e'\n'))))),
@@ -129,6 +129,17 @@ _FUTURE = spi.plan(
 
 _SERVER = spi.plan("select system_identifier::text as server_id from pg_control_system()")
 
+
+#: Events with sensitive details, and those details, where the one is not what the other says.
+_SENSITIVE = spi.plan(
+    """
+    select coalesce(a.id, s.audit_log_id) as id, a.id is null as is_foreign, s.id is null as is_missing
+    from (select e.id, e.tenant_id, e."timestamp", e.sensitive_hash from llm.audit_log e where e.sensitive_hash is not null) a
+    full join llm.sensitive_log s on s.tenant_id = a.tenant_id and s.audit_log_id = a.id and s.audit_timestamp = a."timestamp"
+    where sha256(s.encrypted_details) is distinct from a.sensitive_hash
+    limit 100
+    """
+)
 
 #: The ranges of time of partitions that retention dropped, and the entry that says so.
 _DROPPED = spi.plan(
@@ -222,7 +233,7 @@ def _verify(first: int | None, last: int | None, anchors: list[anchor.Anchor], f
             wrong += 1
             yield from _differences(entry, numbers(found["ids"]), leaves)
     if first is None and last is None:
-        for finding in _strangers(chain, rows):
+        for finding in (*_strangers(chain, rows), *_sensitive()):
             wrong += 1
             yield finding
     for is_right, text in anchor.compare(anchors, chain.tree.size, chain.heads):
@@ -309,6 +320,13 @@ def _strangers(chain: _Chain, selected: int) -> Iterator[Finding]:
     if is_ours:
         for row in _FUTURE.rows(chain.after_id):
             yield Finding(False, None, row["id"], "row inserted", f"transaction {row['transaction_id']} has not begun yet")
+
+
+def _sensitive() -> Iterator[Finding]:
+    """Compare what is encrypted in llm.sensitive_log with the hash of it that the event holds: keys are not needed, and may be gone."""
+    for row in _SENSITIVE.rows():
+        what = "belong to no event" if row["is_foreign"] else "are missing" if row["is_missing"] else "are not what the event says"
+        yield Finding(False, None, row["id"], "sensitive", f"its sensitive details {what}")
 
 
 def _in_no_batch(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -50,8 +50,8 @@ alter function llm.seal_audit(bigint, integer) owner to llm_owner;
 
 comment on function llm.seal_audit(bigint, integer) is
 'Seals the rows of llm.audit_log whose transactions, and all older ones, are over: run it every few minutes. p_max_rows: stop after about so many, a
-transaction is never divided; p_batch_rows: at most so many rows an entry of llm.audit_seals. Returns how many rows it sealed, null while another session
-seals. On a server''s first run it waits for writers of the log, and holds them up, once. Errors: invalid_parameter_value below 1;
+transaction is never divided; p_batch_rows: at most so many rows an entry of llm.audit_seals. Returns how many rows it sealed, null while another
+session seals. On a server''s first run it waits for writers of the log, and holds them up, once. Errors: invalid_parameter_value below 1;
 object_not_in_prerequisite_state outside of READ COMMITTED.';
 
 
@@ -76,9 +76,9 @@ alter function llm.verify_audit(bigint, bigint, jsonb) owner to llm_owner;
 
 comment on function llm.verify_audit(bigint, bigint, jsonb) is
 'Recomputes the hashes of rows, batches and entries from what is stored, and compares the chain with the anchor file. Returns what is not as it was
-sealed (ok false), partitions that retention dropped, and at last a row of kind verified. p_first, p_last: rows of these entries only, null for all: rows
-that were inserted are only found in all; p_anchor: besides, a line of the anchor file that you kept elsewhere.
-Errors: invalid_parameter_value when p_anchor is none.';
+sealed (ok false), partitions that retention dropped, and at last a row of kind verified. p_first, p_last: rows of these entries only, null for all:
+rows that were inserted are only found in all; p_anchor: besides, a line of the anchor file that you kept elsewhere. Errors: invalid_parameter_value
+when p_anchor is none.';
 
 
 -- security definer: leaves of rows of all tenants.
@@ -124,10 +124,10 @@ return prove.prove(p_id, p_size)
 $$;
 
 comment on function llm.prove_audit(bigint, bigint) is
-'The proof that a row of llm.audit_log is sealed, one for each row of this id that the caller may see: the row, its path to the root of its batch, and the
-path of that entry to the head of the chain. python/verify_audit_proof.py verifies it, without a database. p_id: the row; p_size: how many entries
-the head has, as an anchor that somebody kept; null for all. Errors: no_data_found without such a row; object_not_in_prerequisite_state while it is not
-sealed, or only in a later entry; data_corrupted when its batch is not what was sealed.';
+'The proof that a row of llm.audit_log is sealed, one for each row of this id that the caller may see: the row, its path to the root of its batch,
+and the path of that entry to the head of the chain. python/verify_audit_proof.py verifies it, without a database. p_id: the row; p_size: how many
+entries the head has, as an anchor that somebody kept; null for all. Errors: no_data_found without such a row; object_not_in_prerequisite_state
+while it is not sealed, or only in a later entry; data_corrupted when its batch is not what was sealed.';
 
 
 create function llm.prove_audit_growth(
@@ -144,8 +144,8 @@ return prove.growth(p_first, p_last)
 $$;
 
 comment on function llm.prove_audit_growth(bigint, bigint) is
-'The proof that the chain of p_first entries is the unchanged beginning of the chain of p_last entries (null: of all), for python/verify_audit_proof.py.
-Errors: invalid_parameter_value unless 1 <= p_first <= p_last <= all.';
+'The proof that the chain of p_first entries is the unchanged beginning of the chain of p_last entries (null: of all), for
+python/verify_audit_proof.py. Errors: invalid_parameter_value unless 1 <= p_first <= p_last <= all.';
 
 
 create function llm._anchor_is_safe(
@@ -184,8 +184,8 @@ end
 $$;
 
 comment on function llm.set_audit_anchor(text) is
-'Names the file that llm.anchor_audit() writes to on this server, and makes it. p_path: absolute, outside the data directory, in a directory that is not
-open to everybody; null for none. For superusers. Errors: invalid_parameter_value.';
+'Names the file that llm.anchor_audit() writes to on this server, and makes it. p_path: absolute, outside the data directory, in a directory that is
+not open to everybody; null for none. For superusers. Errors: invalid_parameter_value.';
 
 
 -- security definer: the file''s path, and the entries, whoever runs it.
@@ -205,10 +205,10 @@ $$;
 alter function llm.anchor_audit(text) owner to llm_owner;
 
 comment on function llm.anchor_audit(text) is
-'Writes the head of the chain, signed with a key that the master key gives (without one, unsigned), as a line of the file that llm.set_audit_anchor()
-named. Returns it; null before anything was sealed; the last line when nothing was sealed since. p_reason: why the log is not the one that was anchored,
-after the server was set back on purpose. Errors: data_corrupted when it is not, and no reason is given; io_error when the file cannot be written, sealing
-goes on then; object_not_in_prerequisite_state without a file, or in a transaction that has written.';
+'Writes the head of the chain, signed with a key that the master key gives (without one, unsigned), as a line of the file that
+llm.set_audit_anchor() named. Returns it; null before anything was sealed; the last line when nothing was sealed since. p_reason: why the log is not
+the one that was anchored, after the server was set back on purpose. Errors: data_corrupted when it is not, and no reason is given; io_error when
+the file cannot be written, sealing goes on then; object_not_in_prerequisite_state without a file, or in a transaction that has written.';
 
 
 -- security definer: rows of all tenants are counted.
@@ -237,8 +237,9 @@ $$;
 alter function llm.audit_seal_status() owner to llm_owner;
 
 comment on function llm.audit_seal_status() is
-'One row: entries of the chain, rows and time of the last batch; rows that wait to be sealed, since when, and what holds them up (the oldest transaction
-that is open, a prepared one among them); the anchor file, how many entries its last anchor has, and when it was written, or why that cannot be told.';
+'One row: entries of the chain, rows and time of the last batch; rows that wait to be sealed, since when, and what holds them up (the oldest
+transaction that is open, a prepared one among them); the anchor file, how many entries its last anchor has, and when it was written, or why that
+cannot be told.';
 
 
 -- security definer: only retention writes tombstones.
@@ -258,8 +259,8 @@ $$;
 alter function llm._audit_partition_may_go(regclass) owner to llm_owner;
 
 comment on function llm._audit_partition_may_go(regclass) is
-'Called before retention drops a partition of llm.audit_log, in the same transaction: writes its tombstone, and returns true; or returns false, and writes
-nothing, while it has rows that are not sealed, or another session seals.';
+'Called before retention drops a partition of llm.audit_log, in the same transaction: writes its tombstone, and returns true; or returns false, and
+writes nothing, while it has rows that are not sealed, or another session seals.';
 
 
 select llm._grant_execute(

@@ -21,8 +21,8 @@ create table if not exists llm.audit_seals (
 comment on table llm.audit_seals is
 'The chain that seals llm.audit_log, written by llm.seal_audit(). kind: life, a server begins to write (detail: its identifier, the last id before);
 batch, the rows of [rows_from, rows_to) with these ids, written by transactions from first_transaction to last_transaction, where all below horizon are
-now sealed; root is that of the RFC 9162 tree over their row_hash, in order of ids; tombstone, retention dropped a partition (detail). hash covers the
-entry and previous_hash; fingerprints, the first 4 bytes of each row_hash, only tell which row was changed.';
+now sealed; root is that of the RFC 9162 tree over their row_hash, in order of ids; tombstone, retention dropped a partition (detail). hash covers all
+but fingerprints: the first 4 bytes of each row_hash, which only tell which row was changed.';
 
 -- the last life, and tombstones, among many batches
 create index if not exists audit_seals_by_kind on llm.audit_seals (kind, number) where kind <> 'batch';
@@ -46,5 +46,15 @@ comment on table llm.audit_anchor is
 alter table llm.audit_anchor owner to llm_owner;
 grant select on llm.audit_anchor to llm_admin, llm_auditor;
 
-drop policy if exists read_by_sealer on llm.audit_log;
-create policy read_by_sealer on llm.audit_log for select to llm_owner using (true);
+create or replace trigger append_only
+    before update or delete on llm.audit_seals
+    for each row execute function llm._refuse_audit_change();
+alter table llm.audit_seals enable always trigger append_only;
+
+create or replace trigger append_only_truncate
+    before truncate on llm.audit_seals
+    for each statement execute function llm._refuse_audit_change();
+alter table llm.audit_seals enable always trigger append_only_truncate;
+
+-- Retention asks before it drops.
+update llm.partition_sets set before_drop = '_audit_partition_may_go' where parent = 'llm.audit_log' and before_drop is null;
