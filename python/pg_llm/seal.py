@@ -49,15 +49,16 @@ _LIFE = spi.plan(
     """
 )
 
-_FRONTIER = spi.plan("select horizon::text from llm.audit_seals where number > $1 and horizon is not null order by number desc limit 1", "bigint")
+_FRONTIER = spi.plan("select horizon::text from llm.audit_seals where number >= $1 and horizon is not null order by number desc limit 1", "bigint")
 
 _LOCK_OUT_WRITERS = spi.plan("lock table llm.audit_log in share mode")
 
 _BEFORE = spi.plan(
     """
     select
-        coalesce(pg_sequence_last_value('llm.audit_log_id_seq'), 0) as last_id,
-        (select max(upper(ids)) - 1 from llm.audit_seals) as last_sealed_id
+        s.last_id,
+        (select max(least(upper(ids) - 1, s.last_id)) from llm.audit_seals) as last_sealed_id
+    from (select coalesce(pg_sequence_last_value('llm.audit_log_id_seq'), 0) as last_id) s
     """
 )
 
@@ -108,13 +109,13 @@ _BATCH = spi.plan(
             and a."timestamp" < $2
             and (a.transaction_id, a.id) > ($3, $4)
             and a.transaction_id < $5
-            and a.id between $6 and $7
-            and (a.id > $8 or a.transaction_id >= $9)
+            and a.id >= $6
+            and (a.id > $7 or a.transaction_id >= $8)
         order by a.transaction_id, a.id
-        fetch first $10 rows with ties
+        fetch first $9 rows with ties
     ) r
     """,
-    "timestamptz", "timestamptz", "xid8", "bigint", "xid8", "bigint", "bigint", "bigint", "xid8", "bigint",
+    "timestamptz", "timestamptz", "xid8", "bigint", "xid8", "bigint", "bigint", "xid8", "bigint",
 )  # fmt: skip
 
 #: The id that comes last in the order of _BATCH: the greatest of the last transaction.
@@ -210,12 +211,11 @@ _PARTITION = spi.plan(
 
 @dataclass(frozen=True)
 class Window:
-    """Which rows a run seals: ids from `after` to `until`, by transactions below `end`, and either above `known` or not before `begin`."""
+    """Which rows a run seals: ids from `first_id`, of transactions below `end`, and either ids above `known` or of transactions from `begin`."""
 
     begin: int
     end: int
-    after: int = _FIRST_ID
-    until: int = _LAST_ID
+    first_id: int = _FIRST_ID
     known: int = _LAST_ID
     horizon: str | None = None
 
@@ -238,7 +238,7 @@ def seal(max_rows: int | None, batch_rows: int | None) -> int | None:
     if stop:
         # A transaction is sealed as a whole, however many rows it has.
         horizon = max(int(stop[0]["transaction_id"]), _first_transaction(frontier, horizon, life["after_id"]) + 1)
-    return sealed + _seal(Window(frontier, horizon, after=life["after_id"] + 1, horizon=str(horizon)), batch_rows)
+    return sealed + _seal(Window(frontier, horizon, first_id=life["after_id"] + 1, horizon=str(horizon)), batch_rows)
 
 
 def _begin() -> str | None:
@@ -262,8 +262,8 @@ def _begin_life(last: dict[str, object] | None, server_id: str, batch_rows: int)
     before = _BEFORE.row()
     frontier = 0 if last is None else _frontier(last["number"])
     known = _FIRST_ID if before["last_sealed_id"] is None else before["last_sealed_id"]
-    append({"kind": "life"}, detail={"server_id": server_id, "after_id": before["last_id"]})
-    return _seal(Window(frontier, _LAST_TRANSACTION, until=before["last_id"], known=known), batch_rows)
+    append({"kind": "life", "horizon": _HORIZON.row()["horizon"]}, detail={"server_id": server_id, "after_id": before["last_id"]})
+    return _seal(Window(frontier, _LAST_TRANSACTION, known=known), batch_rows)
 
 
 def _frontier(life: object) -> int:
@@ -283,7 +283,7 @@ def _seal(window: Window, batch_rows: int) -> int:
 
 def _seal_cell(rows_from: str, rows_to: str, window: Window, position: tuple[int, int], batch_rows: int) -> int:
     sealed = 0
-    limits = str(window.end), window.after, window.until, window.known, str(window.begin)
+    limits = str(window.end), window.first_id, window.known, str(window.begin)
     while True:
         batch = _BATCH.row(rows_from, rows_to, str(position[0]), position[1], *limits, batch_rows)
         if not batch["row_count"]:
@@ -324,8 +324,8 @@ def partition_may_go(partition: str) -> bool:
     """Write the tombstone of a partition that retention drops; return False, and write nothing, while it has rows that are not sealed."""
     if _begin() is None:
         return False
-    facts = _PARTITION.row(partition)
-    if facts["rows_from"] is None or facts["not_sealed"] or facts["reaching_out"]:
+    facts = next(iter(_PARTITION.rows(partition)), None)
+    if facts is None or facts["not_sealed"] or facts["reaching_out"]:
         return False
     if facts["batches"]:
         fields: Fields = {name: facts[name] for name in ("rows_from", "rows_to", "row_count")} | {"kind": "tombstone"}

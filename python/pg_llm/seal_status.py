@@ -22,7 +22,7 @@ _WAITING = spi.plan(
     select count(*) as waiting_rows, min(a."timestamp")::text as waiting_since
     from llm.audit_log a
     where a.transaction_id >= coalesce(
-            (select s.horizon from llm.audit_seals s where s.number > $1 and s.horizon is not null order by s.number desc limit 1), '0')
+            (select s.horizon from llm.audit_seals s where s.number >= $1 and s.horizon is not null order by s.number desc limit 1), '0')
         and a.id > coalesce((select (s.detail ->> 'after_id')::bigint from llm.audit_seals s where s.number = $1), -9223372036854775808)
     """,
     "bigint",

@@ -109,7 +109,8 @@ _BATCHES = spi.plan(
         to_char(rows_to at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as rows_to,
         ids::text as ids
     from llm.audit_seals s
-    where kind = 'batch'
+    where s.kind = 'batch'
+        and s.ids is not null
     order by s.first_transaction
     """
 )
@@ -197,8 +198,8 @@ class _Chain:
     def _learn(self, entry: dict[str, Any]) -> None:
         if entry["kind"] == "life":
             life = _detail(entry)
-            self.server_id, self.after_id, self.horizon = life.get("server_id"), int(life.get("after_id", 0)), 0
-        elif entry["horizon"]:
+            self.server_id, self.after_id = life.get("server_id"), int(life.get("after_id", 0))
+        if entry["horizon"]:
             self.horizon = int(entry["horizon"])
         if entry["end_id"] is not None:
             self.last_id = max(self.last_id, entry["end_id"] - 1)
