@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-from tools.check_sql import FORBIDDEN_TYPES, INLINED
+from tools.check_sql import COMMITTING, FORBIDDEN_TYPES, INLINED
 
 #: Tables with a tenant_id whose keys need not begin with it, and why.
 NOT_BY_TENANT = {"llm.tenant_roles": "answers which tenant a role works for: looked up by role"}
@@ -44,6 +44,7 @@ _RULES = (
         select {_FUNCTION}
         from {_FUNCTIONS}
             and p.proname <> all (%(inlined)s)
+            and not (p.prokind = 'p' and p.proname = any (%(committing)s))
             and not exists (select from unnest(p.proconfig) s where s ~ '^search_path=.*\\mpg_temp$')
         """,
     ),
@@ -252,6 +253,7 @@ def catalogue_findings(connection: psycopg.Connection) -> list[str]:
     """Return what is wrong with schema llm of a database, for a superuser."""
     parameters = {
         "inlined": [signature.removeprefix("llm.").split("(")[0] for signature in INLINED],
+        "committing": [signature.removeprefix("llm.").split("(")[0] for signature in COMMITTING],
         "not_by_tenant": list(NOT_BY_TENANT),
         "forbidden": list(FORBIDDEN_TYPES),
     }

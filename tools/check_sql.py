@@ -21,6 +21,9 @@ INLINED = (
     "llm.load_config(p_key text,p_default jsonb,p_cached boolean)",
 )
 
+#: Not pinned, because PostgreSQL lets no procedure with a SET clause commit: fully qualified, types included.
+COMMITTING = ("llm.manage_partitions(INOUT p_ok boolean)",)
+
 #: Who may use EXECUTE, and why that is safe.
 EXECUTES = {
     "llm._grant_execute": "regprocedures, which print themselves quoted, and roles that only functions.sql chooses",
@@ -34,6 +37,9 @@ EXECUTES = {
     "llm._drop_partition": "regclasses, which print themselves quoted",
     "llm._carry_out": "regclasses, which print themselves quoted",
     "llm._protect_partition": "names that format() or a regclass or regrole quotes, and triggers as pg_get_triggerdef() prints them",
+    "llm._audit_changes": "columns, which the catalogue names and %I quotes; values are parameters",
+    "llm.audit_table": "a regclass, which prints itself quoted, constant triggers, and column names in %L",
+    "llm.unaudit_table": "a regclass, which prints itself quoted, and the names of its triggers in %I",
     "llm.setup": "the storage scripts of this very extension",
     "llm.migrate_down": "the storage scripts of this very extension",
     "do $roles$": "the names of pg_llm's own roles",
@@ -217,7 +223,10 @@ def _unsafe_function(code: Code, script: str) -> Iterator[Finding]:
     inlined = any(signature.startswith(f"{code.name}(") for signature in INLINED)
     if inlined and (code.path or code.language != "sql"):
         yield line, f"{code.name} is listed as inlined, but cannot be"
-    if not inlined and code.path != [["pg_catalog", "pg_temp"]]:
+    committing = any(signature.startswith(f"{code.name}(") for signature in COMMITTING)
+    if committing and (code.path or not isinstance(code.statement.node, ast.CreateFunctionStmt) or not code.statement.node.is_procedure):
+        yield line, f"{code.name} is listed as committing, but is no procedure without settings"
+    if not inlined and not committing and code.path != [["pg_catalog", "pg_temp"]]:
         yield line, f"{code.name} does not set search_path = pg_catalog, pg_temp"
     if code.is_definer:
         if "-- security definer: " not in code.statement.comment:

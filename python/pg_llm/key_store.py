@@ -29,6 +29,8 @@ MOST_OPEN_FILES = 20
 
 _READ = spi.plan("select provider, location, command, fingerprint from llm._master_key($1)", "integer")
 
+_LOCATIONS = spi.plan("select distinct location from llm.master_keys where location is not null")
+
 
 class Master(NamedTuple):
     """Where a version of the master key is; never the key."""
@@ -74,6 +76,25 @@ def add_tenant_secret(version: int, tenant_key: str) -> None:
     if where.provider == "file":
         _require_right(where)
         _create(_secret_path(where.location, UUID(tenant_key).bytes), kdf.urandom(KEY_BYTES))
+
+
+def remove_tenant_secret(tenant_key: str) -> bool:
+    """Destroy a tenant's secret in every key store that has it; tell whether there was one and none is left."""
+    found = False
+    for row in _LOCATIONS.rows():
+        found = _destroy(_secret_path(row["location"], UUID(tenant_key).bytes)) or found
+    return found
+
+
+def carry_tenant_secret(old_version: int, new_version: int, tenant_key: str) -> None:
+    """Let a tenant's secret be where the new version of the master key looks for it."""
+    old, new = master(old_version), master(new_version)
+    key = UUID(tenant_key).bytes
+    _require_right(new)
+    if new.provider == "file" and new.location != old.location:
+        path = _secret_path(new.location, key)
+        if not os.path.lexists(path):
+            _create(path, _secret(old.location, key) if old.provider == "file" else kdf.urandom(KEY_BYTES))
 
 
 def prepare(version: int, location: str | None, command: list[str] | None) -> list[tuple[str, str | None, list[str] | None, bytes]]:
@@ -237,6 +258,24 @@ def _create(path: str, content: bytes) -> None:
         raise spi.ConfigFileError(
             f"{path} cannot be made: {error.strerror}", hint="The key store must be a directory of the server's own user, with mode 0700."
         ) from None
+
+
+def _destroy(path: str) -> bool:
+    try:
+        os.chmod(path, 0o600, follow_symlinks=False)
+        file = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            os.write(file, bytes(KEY_BYTES))
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.unlink(path)
+        _sync_directory(os.path.dirname(path))
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise spi.ConfigFileError(f"{path} cannot be destroyed: {error.strerror}", hint="Remove it as the server's user, and shred again.") from None
+    return True
 
 
 def _sync_directory(directory: str) -> None:

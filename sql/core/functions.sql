@@ -60,9 +60,9 @@ begin
             and p.proname = any (p_functions)
             and p.proacl is null
     loop
-        execute format('revoke all on function %s from public', v_function);
+        execute format('revoke all on routine %s from public', v_function);
         foreach v_role in array p_roles loop
-            execute format('grant execute on function %s to %I', v_function, v_role);
+            execute format('grant execute on routine %s to %I', v_function, v_role);
         end loop;
     end loop;
 end

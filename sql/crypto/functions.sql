@@ -41,6 +41,7 @@ comment on function llm._key_chain_to_encrypt(text, text, integer, text, boolean
 create function llm._key_chain_to_decrypt(
     p_tenant         text,
     p_head           bytea,
+    p_key_id         text,
     p_is_break_glass boolean,
     p_table          text,
     p_column         text,
@@ -52,11 +53,11 @@ create function llm._key_chain_to_decrypt(
     set search_path = pg_catalog, pg_temp
 as $$
 from pg_llm import crypto
-return crypto.chain_to_decrypt(p_tenant, p_head, p_is_break_glass, p_table, p_column, p_row)
+return crypto.chain_to_decrypt(p_tenant, p_head, p_key_id, p_is_break_glass, p_table, p_column, p_row)
 $$;
 
-comment on function llm._key_chain_to_decrypt(text, bytea, boolean, text, text, text) is
-'As llm._key_chain_to_encrypt() for a ciphertext that begins with p_head.';
+comment on function llm._key_chain_to_decrypt(text, bytea, text, boolean, text, text, text) is
+'As llm._key_chain_to_encrypt() for a ciphertext that begins with p_head. p_key_id: the key that it must be of, null for any.';
 
 
 create function llm._wrapping_keys(
@@ -90,6 +91,24 @@ $$;
 
 comment on function llm._unwrapping_key(bytea, bytea) is
 'The key that decrypts a wrapped tenant key, after its tag was checked. Errors: as llm._has_right_tag.';
+
+
+create function llm._checked_key(
+    p_keys    bytea,
+    p_wrapped bytea,
+    p_start   bytea
+)
+    returns bytea
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import crypto
+return crypto.checked_key(p_keys, p_wrapped, p_start)
+$$;
+
+comment on function llm._checked_key(bytea, bytea, bytea) is
+'The half of p_keys that decrypts a wrapped key, after its tag was checked by the other half. Errors: as llm._has_right_tag.';
 
 
 create function llm._new_key()
@@ -238,12 +257,45 @@ create function llm._data_keys(
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return llm._unseal(llm._tenant_keys(p_chain[2], p_chain[3]), p_chain[4], p_chain[5]);
+    -- llm._unseal(llm._tenant_keys(p_chain[2], p_chain[3]), p_chain[4], p_chain[5]), without the calls.
+    return @extschema:pgcrypto@.decrypt_iv(
+        substr(p_chain[4], 39, 80),
+        llm._checked_key(
+            @extschema:pgcrypto@.decrypt_iv(
+                substr(p_chain[2], 39, 80), llm._unwrapping_key(p_chain[2], p_chain[3]), substr(p_chain[3], 23, 16), 'aes-cbc/pad:pkcs'::text
+            ),
+            p_chain[4],
+            p_chain[5]
+        ),
+        substr(p_chain[5], 23, 16),
+        'aes-cbc/pad:pkcs'::text
+    );
 end
 $$;
 
 comment on function llm._data_keys(bytea[]) is
 'The unwrapped data key of a chain.';
+
+
+create function llm._opened(
+    p_chain  bytea[],
+    p_sealed bytea
+)
+    returns text
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if get_byte(p_sealed, 1) = 1 then
+        return convert_from(llm._inflated(llm._unseal(llm._data_keys(p_chain), p_sealed, p_chain[1])), 'UTF8'::name);
+    end if;
+    return convert_from(llm._unseal(llm._data_keys(p_chain), p_sealed, p_chain[1]), 'UTF8'::name);
+end
+$$;
+
+comment on function llm._opened(bytea[], bytea) is
+'The text in a ciphertext, by its chain of keys.';
 
 
 -- security definer: an application encrypts, and must not get at keys.
@@ -306,11 +358,10 @@ begin
     if p_encrypted_data is null then
         return null;
     end if;
-    v_chain := llm._key_chain_to_decrypt(llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), false, p_table, p_column, p_row);
-    if get_byte(p_encrypted_data, 1) = 1 then
-        return convert_from(llm._inflated(llm._unseal(llm._data_keys(v_chain), p_encrypted_data, v_chain[1])), 'UTF8'::name);
-    end if;
-    return convert_from(llm._unseal(llm._data_keys(v_chain), p_encrypted_data, v_chain[1]), 'UTF8'::name);
+    v_chain := llm._key_chain_to_decrypt(
+        llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), p_encryption.key_id, false, p_table, p_column, p_row
+    );
+    return llm._opened(v_chain, p_encrypted_data);
 end
 $$;
 
@@ -321,8 +372,6 @@ comment on function llm.decrypt_data(bytea, llm.encryption, text, text, text) is
 needed, the ciphertext tells; what it names must fit. Errors: data_exception when the ciphertext was changed or belongs elsewhere, or is none;
 undefined_object for an unknown key; object_not_in_prerequisite_state for a revoked key or a version that no longer decrypts; as llm.encrypt_data.';
 
-
--- Keys
 
 create function llm._key_start(
     p_key     uuid,
@@ -363,232 +412,138 @@ comment on function llm._start_of_key(bytea, text, text, text) is
 'What a wrapped key begins with and must be bound to.';
 
 
-create function llm._add_tenant_secret(
-    p_master_version integer,
-    p_tenant_key     uuid
+create function llm._blind_index_chain(
+    p_tenant text,
+    p_table  text,
+    p_column text
 )
-    returns void
+    returns bytea[]
     language plpython3u
     volatile
     set search_path = pg_catalog, pg_temp
 as $$
-from pg_llm import key_store
-key_store.add_tenant_secret(p_master_version, p_tenant_key)
+from pg_llm import crypto
+return crypto.chain_to_index(p_tenant, p_table, p_column)
 $$;
 
-comment on function llm._add_tenant_secret(integer, uuid) is
-'Makes the secret of a new tenant key in the key store, where there is one.';
+comment on function llm._blind_index_chain(text, text, text) is
+'What the index key of a column is derived with (HKDF-Expand, RFC 5869), and the chain of the tenant''s key for indexes.';
 
 
-create function llm._key_tenant()
-    returns text
-    language plpgsql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_tenant text;
-begin
-    perform llm._require_storage();
-    v_tenant := llm.current_tenant();
-    -- Asked from within security definer functions, where the current role is llm_owner.
-    if v_tenant is null
-        and not pg_has_role(coalesce(nullif(current_setting('role'), 'none'), session_user)::name, 'llm_admin'::name, 'usage'::text)
-    then
-        raise exception 'no tenant is set'
-            using errcode = 'object_not_in_prerequisite_state',
-                  detail = 'Without a tenant only llm_admin may use keys: the global ones.',
-                  hint = 'Run: select llm.set_tenant(''…''); as the first statement of the transaction, or llm.bind_role() for the role.';
-    end if;
-    return coalesce(v_tenant, '*');
-end
-$$;
-
-comment on function llm._key_tenant() is
-'The tenant whose keys this transaction may use; * (global) for llm_admin without a tenant. Errors: object_not_in_prerequisite_state.';
-
-
-create function llm._key_to_cache(
-    p_tenant text,
-    p_key    uuid
+create function llm._normalized(
+    p_value         text,
+    p_normalization text
 )
-    returns table (
-        key_id                 text,
-        version                integer,
-        min_decryption_version integer,
-        active                 boolean,
-        tenant_key_id          text,
-        tenant_key             bytea,
-        versions               integer[],
-        wrapped                bytea[]
-    )
-    language plpgsql
-    stable
+    returns bytea
+    language plpython3u
+    immutable
     set search_path = pg_catalog, pg_temp
 as $$
-begin
-    perform llm._require_storage();
-    return query
-        select
-            k.key_id::text,
-            k.version,
-            k.min_decryption_version,
-            k.revoked_at is null,
-            t.id::text,
-            t.wrapped,
-            array(select v.version from llm.data_key_versions v where v.tenant_id = k.tenant_id and v.key_id = k.key_id order by v.version),
-            array(select v.wrapped from llm.data_key_versions v where v.tenant_id = k.tenant_id and v.key_id = k.key_id order by v.version)
-        from llm.data_keys k
-        join llm.tenant_keys t on t.tenant_id = k.tenant_id and t.id = k.tenant_key_id
-        where k.tenant_id = p_tenant
-            and case when p_key is null then k.kind = 'default' and t.shredded_at is null else k.key_id = p_key end;
-end
+from pg_llm import crypto
+return crypto.normalized(p_value, p_normalization)
 $$;
 
-comment on function llm._key_to_cache(text, uuid) is
-'A key of a tenant, null for its default key, with all its versions as they are wrapped.';
+comment on function llm._normalized(text, text) is
+'A value as llm.blind_index() compares it. Errors: invalid_parameter_value for an unknown normalization.';
 
 
-create function llm._tenant_key(
-    p_tenant text
+-- security definer: an application searches, and must not get at keys.
+create function llm.blind_index(
+    p_value         text,
+    p_table         text,
+    p_column        text,
+    p_bits          integer default 32,
+    p_normalization text default 'casefold'
 )
-    returns uuid
-    language plpgsql
-    volatile
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_id      uuid;
-    v_master  integer;
-    v_start   bytea;
-    v_wrapped bytea;
-begin
-    select t.id into v_id from llm.tenant_keys t where t.tenant_id = p_tenant and t.shredded_at is null;
-    if found then
-        return v_id;
-    end if;
-    -- One at a time, lest a secret be made for a key that loses.
-    perform pg_advisory_xact_lock(hashtext('llm.tenant_keys'::text), hashtext(p_tenant));
-    select t.id into v_id from llm.tenant_keys t where t.tenant_id = p_tenant and t.shredded_at is null;
-    if found then
-        return v_id;
-    end if;
-    select max(m.version) into v_master from llm.master_keys m;
-    if v_master is null then
-        raise exception 'no master key is configured'
-            using errcode = 'object_not_in_prerequisite_state',
-                  hint = 'As a superuser run: select llm.add_master_key(''/a/directory/outside/the/data/directory'');';
-    end if;
-    v_id := gen_random_uuid();
-    perform llm._add_tenant_secret(v_master, v_id);
-    v_start := llm._key_start(v_id, v_master, p_tenant, 'llm.tenant_keys'::text, v_id::text);
-    v_wrapped := llm._seal(llm._wrapping_keys(v_start), llm._new_key(), v_start);
-    insert into llm.tenant_keys (tenant_id, id, master_version, wrapped) values (p_tenant, v_id, v_master, v_wrapped);
-    return v_id;
-end
-$$;
-
-comment on function llm._tenant_key(text) is
-'The key in use that wraps a tenant''s data keys; made if there is none. Errors: object_not_in_prerequisite_state without a master key.';
-
-
-create function llm._add_key_version(
-    p_tenant  text,
-    p_key     uuid,
-    p_version integer
-)
-    returns void
-    language plpgsql
-    volatile
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_tenant_key       uuid;
-    v_tenant_key_blob  bytea;
-    v_tenant_key_start bytea;
-    v_start            bytea;
-    v_wrapped          bytea;
-begin
-    select t.id, t.wrapped
-    into strict v_tenant_key, v_tenant_key_blob
-    from llm.data_keys k
-    join llm.tenant_keys t on t.tenant_id = k.tenant_id and t.id = k.tenant_key_id
-    where k.tenant_id = p_tenant
-        and k.key_id = p_key;
-    v_tenant_key_start := llm._start_of_key(v_tenant_key_blob, p_tenant, 'llm.tenant_keys'::text, v_tenant_key::text);
-    v_start := llm._key_start(v_tenant_key, p_version, p_tenant, 'llm.data_key_versions'::text, p_key::text);
-    v_wrapped := llm._seal(
-        llm._tenant_keys(v_tenant_key_blob, v_tenant_key_start), llm._new_key(), v_start
-    );
-    insert into llm.data_key_versions (tenant_id, key_id, version, wrapped) values (p_tenant, p_key, p_version, v_wrapped);
-end
-$$;
-
-comment on function llm._add_key_version(text, uuid, integer) is
-'Makes a version of a data key.';
-
-
-create function llm._make_key(
-    p_tenant     text,
-    p_kind       text,
-    p_expires_at timestamptz
-)
-    returns uuid
-    language plpgsql
-    volatile
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_tenant_key uuid := llm._tenant_key(p_tenant);
-    v_key        uuid := llm.uuid_v7();
-begin
-    insert into llm.data_keys (tenant_id, key_id, tenant_key_id, kind, expires_at)
-    values (p_tenant, v_key, v_tenant_key, p_kind, p_expires_at)
-    on conflict do nothing;
-    if found then
-        perform llm._add_key_version(p_tenant, v_key, 1);
-        insert into llm.key_events (tenant_id, key_id, event, details) values (p_tenant, v_key, 'made', jsonb_build_object('kind', p_kind));
-    end if;
-    return v_key;
-end
-$$;
-
-comment on function llm._make_key(text, text, timestamptz) is
-'Makes a key; of the kinds default and index a tenant has one.';
-
-
--- security definer: raising words is not for those who write.
-create function llm._tenant_keys_coherence()
-    returns trigger
+    returns bytea
     language plpgsql
     volatile
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_chain bytea[];
 begin
-    if tg_op <> 'INSERT' then
-        perform llm._coherence_raise('data_keys'::text, array[old.tenant_id], pg_current_xact_id());
+    if p_bits is null or p_bits not between 8 and 256 or p_bits % 8 <> 0 then
+        raise exception 'a blind index of % bits', coalesce(p_bits::text, 'null')
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Take 8, 16, … 256: the fewer, the less it tells, and the more rows a search decrypts in vain.';
     end if;
-    if tg_op <> 'DELETE' then
-        perform llm._coherence_raise('data_keys'::text, array[new.tenant_id], pg_current_xact_id());
+    if p_value is null then
+        return null;
     end if;
-    return coalesce(new, old);
+    v_chain := llm._blind_index_chain(llm._claimed_tenant(), p_table, p_column);
+    return substr(
+        @extschema:pgcrypto@.hmac(
+            llm._normalized(p_value, p_normalization),
+            @extschema:pgcrypto@.hmac(v_chain[1], substr(llm._data_keys(v_chain), 33, 32), 'sha256'::text),
+            'sha256'::text
+        ),
+        1,
+        p_bits / 8
+    );
 end
 $$;
 
-alter function llm._tenant_keys_coherence() owner to llm_owner;
+alter function llm.blind_index(text, text, text, integer, text) owner to llm_owner;
 
-comment on function llm._tenant_keys_coherence() is
-'Trigger of the tables with keys: caches forget what they know of the tenant''s keys.';
+comment on function llm.blind_index(text, text, text, integer, text) is
+'What to store and to index beside a ciphertext, so that equal values can be found: HMAC-SHA256 by a key of the tenant and the column, the first
+p_bits of it. p_value: null gives null; p_table, p_column: what it is an index of; p_bits: 8 to 256 in steps of 8; p_normalization: casefold (Unicode
+NFKC, case folded, without blanks at the ends), digits (only those) or none. It is the same after every rotation. It tells which rows have equal
+values: not for columns with few of them. Errors: invalid_parameter_value; as llm.encrypt_data.';
+
+
+-- security definer: it reads what the application no longer can.
+create function llm.break_glass_decrypt(
+    p_encrypted_data bytea,
+    p_purpose        text,
+    p_table          text default '',
+    p_column         text default '',
+    p_row            text default ''
+)
+    returns text
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_chain bytea[];
+begin
+    if coalesce(length(btrim(p_purpose)), 0) = 0 then
+        raise exception 'no purpose is given'
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Say why this is read: it is kept in llm.key_events.';
+    end if;
+    v_chain := llm._key_chain_to_decrypt(
+        llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), null::text, true, p_table, p_column, p_row
+    );
+    perform llm._note_key_event(
+        llm._key_tenant(), encode(substr(p_encrypted_data, 3, 16), 'hex'::text)::uuid, 'read by break-glass'::text,
+        jsonb_build_object('purpose', p_purpose, 'table', p_table, 'column', p_column, 'row', p_row)
+    );
+    return llm._opened(v_chain, p_encrypted_data);
+end
+$$;
+
+alter function llm.break_glass_decrypt(bytea, text, text, text, text) owner to llm_owner;
+
+comment on function llm.break_glass_decrypt(bytea, text, text, text, text) is
+'As llm.decrypt_data(), also with a revoked key, for llm_admin; each call is kept in llm.key_events. p_purpose: why. The other arguments and the result:
+as llm.decrypt_data. Errors: invalid_parameter_value without a purpose; as llm.decrypt_data.';
 
 
 select llm._grant_execute(
     array['llm_owner'],
-    '_key_chain_to_encrypt', '_key_chain_to_decrypt', '_wrapping_keys', '_unwrapping_key', '_tenant_keys', '_new_key', '_has_right_tag', '_deflated', '_inflated', '_seal', '_unseal',
-    '_data_keys', '_key_start', '_start_of_key', '_add_tenant_secret', '_key_tenant', '_key_to_cache', '_tenant_key', '_add_key_version', '_make_key'
+    '_key_chain_to_encrypt', '_key_chain_to_decrypt', '_blind_index_chain', '_wrapping_keys', '_unwrapping_key', '_checked_key', '_tenant_keys', '_new_key',
+    '_has_right_tag', '_deflated', '_inflated', '_normalized', '_seal', '_unseal', '_opened', '_data_keys', '_key_start', '_start_of_key'
 );
-
 select llm._grant_execute(
     array['llm_admin', 'llm_app'],
-    'encrypt_data', 'decrypt_data'
+    'encrypt_data', 'decrypt_data', 'blind_index'
+);
+select llm._grant_execute(
+    array['llm_admin'],
+    'break_glass_decrypt'
 );

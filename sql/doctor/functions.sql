@@ -19,6 +19,7 @@ begin
     return query select * from llm._doctor_server();
     return query select * from llm._doctor_storage();
     return query select * from llm._doctor_security();
+    return query select * from llm._doctor_partitions();
     return query select * from llm._doctor_python();
     return query select * from llm._doctor_coherence();
 end
@@ -141,12 +142,12 @@ begin
     join pg_class c on c.oid = t.tgrelid
     where c.relnamespace = 'llm'::regnamespace
         and not t.tgisinternal
-        and t.tgenabled <> case when t.tgname like 'coherence%' then 'A' else 'O' end;
+        and t.tgenabled <> case when t.tgname ~ '^(coherence|append_only)' then 'A' else 'O' end;
     return query select
         'triggers are enabled',
         v_wrong is null,
         coalesce(v_wrong, 'all'),
-        'Enable them (those named coherence: ENABLE ALWAYS), or run: select llm.setup(); caches are stale and history has gaps without.';
+        'Enable them (those named coherence or append_only: ENABLE ALWAYS), or run: select llm.setup(); caches are stale and history has gaps without.';
 
     if to_regclass('llm.tenant_roles') is not null then
         select string_agg(r.role_name, ', ' order by r.role_name)
@@ -305,6 +306,72 @@ comment on function llm._doctor_security() is
 'The part of llm.doctor() about row-level security and privileges.';
 
 
+create function llm._doctor_partitions()
+    returns setof llm.check_result
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_wrong text;
+begin
+    select string_agg(p.partition::text, ', ' order by p.partition)
+    into v_wrong
+    from (
+        select c.oid::regclass as partition
+        from pg_inherits i
+        join pg_class c on c.oid = i.inhrelid and c.relkind in ('r', 'p')
+        join pg_class p on p.oid = i.inhparent and p.relnamespace = 'llm'::regnamespace
+        where not (c.relrowsecurity and c.relforcerowsecurity and c.relowner = 'llm_owner'::regrole)
+        union
+        select m.partition from llm._missing_triggers() m
+    ) p;
+    return query select
+        'partitions are protected',
+        v_wrong is null,
+        coalesce(v_wrong, 'as their parents'),
+        'As a superuser run: select llm._protect_partition(partition) for each.';
+
+    return query select
+        'new partitions get protected',
+        exists (select from pg_event_trigger e where e.evtname = 'llm_protect_new_partitions' and e.evtenabled = 'A'),
+        'event trigger llm_protect_new_partitions',
+        'Run: alter event trigger llm_protect_new_partitions enable always; if it is gone, install pg_llm anew.';
+
+    if to_regclass('llm.partition_status') is null then
+        return;
+    end if;
+
+    select string_agg(format('%s: %s%s', s.parent, coalesce('last at ' || s.last_ok_at, 'never yet'), E'\n' || s.last_error), ', ' order by s.parent)
+    into v_wrong
+    from llm.partition_status s
+    where s.is_late;
+    return query select
+        'partitions are looked after',
+        v_wrong is null,
+        coalesce(v_wrong, 'all in llm.partition_status'),
+        'As a superuser run: call llm.manage_partitions(); and have it called regularly: select * from llm.schedule_maintenance();';
+
+    select string_agg(s.parent, ', ' order by s.parent) into v_wrong from llm.partition_status s where not s.is_ahead;
+    return query select
+        'partitions are made ahead',
+        v_wrong is null,
+        coalesce(v_wrong, 'for all in llm.partition_status'),
+        'As a superuser run: call llm.manage_partitions(); and see last_error in llm.partition_status.';
+
+    select string_agg(s.parent, ', ' order by s.parent) into v_wrong from llm.partition_status s where s.default_bytes > 0;
+    return query select
+        'default partitions are empty',
+        v_wrong is null,
+        coalesce(v_wrong, 'all'),
+        'As a superuser run: call llm.manage_partitions(); what llm.partition_plan() keeps after that has impossible times: delete or correct it.';
+end
+$$;
+
+comment on function llm._doctor_partitions() is
+'The part of llm.doctor() about partitions.';
+
+
 create function llm._doctor_python()
     returns setof llm.check_result
     language plpython3u
@@ -335,5 +402,5 @@ comment on function llm._doctor_coherence() is
 
 select llm._grant_execute(
     array['llm_admin', 'llm_auditor'],
-    'doctor', '_doctor_server', '_doctor_storage', '_doctor_security', '_doctor_python', '_doctor_coherence'
+    'doctor', '_doctor_server', '_doctor_storage', '_doctor_security', '_doctor_partitions', '_doctor_python', '_doctor_coherence'
 );

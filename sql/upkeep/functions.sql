@@ -1,17 +1,3 @@
-create type llm.partition_action as (
-    table_name      text,
-    action          text,
-    partition_name  text,
-    begins_at       timestamptz,
-    ends_at         timestamptz,
-    reason          text
-);
-
-comment on type llm.partition_action is
-'A step of llm.partition_plan(): the table; finish (a detaching that was interrupted), move (rows from the default partition), make, drop, keep, forget (a
-table that is gone) or a failure to plan; the partition, its bounds, and why.';
-
-
 create function llm.partition_plan(
     p_table regclass default null
 )
@@ -21,27 +7,40 @@ create function llm.partition_plan(
     set search_path = pg_catalog, pg_temp
     set timezone = 'UTC'
 as $$
-declare
-    v_set record;
 begin
-    for v_set in
-        select *
+    return query
+        select a.*
         from llm.partition_sets s
+        cross join lateral llm._plan(s.parent) a
         where p_table is null or s.parent = llm._partition_parent(p_table)
-        order by s.parent
-    loop
-        if llm._partition_table(v_set.parent) is null then
-            return next (v_set.parent, 'forget', null, null, null, 'the table is gone')::llm.partition_action;
-        else
-            return query select * from llm._plan_making(v_set.parent);
-            return query select * from llm._plan_dropping(v_set.parent);
-        end if;
-    end loop;
+        order by s.parent;
 end
 $$;
 
 comment on function llm.partition_plan(regclass) is
 'What llm.manage_partitions() would do now, and why, without doing it: a row for each partition. p_table: null for all tables. For superusers.';
+
+
+create function llm._plan(
+    p_parent text
+)
+    returns setof llm.partition_action
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if llm._partition_table(p_parent) is null then
+        return next (p_parent, 'forget', null, null, null, 'the table is gone')::llm.partition_action;
+    else
+        return query select * from llm._plan_making(p_parent);
+        return query select * from llm._plan_dropping(p_parent);
+    end if;
+end
+$$;
+
+comment on function llm._plan(text) is
+'llm.partition_plan() for one table in llm.partition_sets, also when it is gone.';
 
 
 create function llm._plan_making(
@@ -55,6 +54,7 @@ create function llm._plan_making(
 as $$
 declare
     v_table   regclass := llm._partition_table(p_parent);
+    v_schema  text := split_part(p_parent, '.', 1);
     v_set     record;
     v_window  record;
     v_default regclass;
@@ -72,7 +72,7 @@ begin
         select
             p_parent,
             case when d.fits then 'move' else 'keep' end,
-            case when d.fits then llm._partition_name(v_table, d.begins_at) else v_default::text end,
+            case when d.fits then format('%I.%I', v_schema, llm._partition_name(v_table, d.begins_at)) else v_default::text end,
             d.begins_at,
             d.ends_at,
             format('%s rows in %s%s', d.row_count, v_default, case when not d.fits then ', too far from now for a partition of their own' end)
@@ -101,7 +101,7 @@ begin
                 lead(b.begins_at, 1, v_window.ends_at) over (order by b.begins_at, b.ends_at) as ends_at
             from bounds b
         )
-        select p_parent, 'make', llm._partition_name(v_table, s.at), s.at, s.at + v_set.partition_interval,
+        select p_parent, 'make', format('%I.%I', v_schema, llm._partition_name(v_table, s.at)), s.at, s.at + v_set.partition_interval,
             case when s.at > v_window.now_at then 'made ahead' else 'missing' end
         from gaps g
         cross join generate_series(
@@ -161,110 +161,241 @@ comment on function llm._plan_dropping(text) is
 'The part of llm.partition_plan() about partitions that are there, and whether they are kept.';
 
 
-create function llm._may_be_dropped(
-    p_before_drop text,
-    p_partition   regclass,
-    p_for_good    boolean
+create procedure llm.manage_partitions(
+    inout p_ok boolean default null
 )
-    returns boolean
     language plpgsql
-    volatile
-    set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_agrees boolean := false;
+    v_tables pg_catalog.text[] := array(select s.parent from llm.partition_sets s order by s.parent);
+    v_table  pg_catalog.text;
+    v_action llm.partition_action;
 begin
-    if p_before_drop is null then
-        return true;
-    end if;
-    -- Only a plan: what it writes (a tombstone) is undone.
-    begin
-        execute format('select llm.%I($1)', p_before_drop) into v_agrees using p_partition;
-        if not p_for_good then
-            raise sqlstate 'LLM00';
-        end if;
-    exception
-        when sqlstate 'LLM00' then
-            null;
-    end;
-    return coalesce(v_agrees, false);
+    perform llm._require_storage();
+    p_ok := true;
+    foreach v_table in array v_tables loop
+        foreach v_action in array llm._begin_maintenance(v_table) loop
+            commit;
+            for v_attempt in 1 .. 3 loop
+                exit when llm._attempt(v_action, v_attempt);
+                -- Those who queued up behind the lock that was waited for go first.
+                commit;
+                perform pg_catalog.pg_sleep(0.5::pg_catalog.float8);
+            end loop;
+        end loop;
+        p_ok := llm._end_maintenance(v_table) and p_ok;
+        commit;
+    end loop;
 end
 $$;
 
-comment on function llm._may_be_dropped(text, regclass, boolean) is
-'Whether a function of schema llm agrees, if one is named. p_for_good: the partition is dropped now; else what before_drop writes is undone.';
+comment on procedure llm.manage_partitions(boolean) is
+'Does all that llm.partition_plan() says, each step in a transaction of its own: no table waits for another, none is spoilt by another. A step waits at
+most 1 s for a lock, so that nobody waits longer behind it, and is tried three times; what fails is a WARNING, stays in llm.partition_sets, and is due
+again at the next call. Call it outside of a transaction, about every hour: see llm.schedule_maintenance(). For superusers.
+p_ok: leave it out; the row that is returned says whether everything was done.';
 
 
-create function llm._drop_partition(
-    p_table     regclass,
-    p_partition regclass
+create function llm._begin_maintenance(
+    p_parent text
+)
+    returns llm.partition_action[]
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+    set lock_timeout = '1s'
+as $$
+begin
+    update llm.partition_sets s
+    set last_run_at = clock_timestamp(),
+        last_error = null,
+        last_actions = '{}'
+    where s.parent = p_parent;
+    return array(select a::llm.partition_action from llm._plan(p_parent) a where a.action <> 'keep');
+exception
+    when others then
+        perform llm._note_failure(p_parent, 'plan'::text, sqlerrm);
+        return '{}';
+end
+$$;
+
+comment on function llm._begin_maintenance(text) is
+'Notes that maintenance of a table begins, and returns what is to be done.';
+
+
+create function llm._attempt(
+    p_action llm.partition_action,
+    p_number integer
 )
     returns boolean
     language plpgsql
     volatile
     set search_path = pg_catalog, pg_temp
-    set timezone = 'UTC'
+    set lock_timeout = '1s'
 as $$
 declare
-    v_set   record;
-    v_other regclass;
+    v_done  text := concat_ws(' ', p_action.action, p_action.partition_name);
+    v_error text;
 begin
-    -- With the parent's lock nobody who comes through it can hold up the others for long; who waits behind us waits for one timeout and a bit.
-    execute format('lock table only %s in access exclusive mode', p_table);
-    perform set_config('lock_timeout', '200ms', true);
-    select * into strict v_set from llm.partition_sets s where s.parent = llm._partition_parent(p_table);
-    perform
-    from llm._partitions(p_table) p
-    where p.partition = p_partition
-        and p.ends_at + make_interval(days => v_set.retention_days) <= now();
-    if not found or not llm._may_be_dropped(v_set.before_drop, p_partition, true) then
-        return false;
-    end if;
-
-    -- Detached first, because DROP alone is refused where a foreign key refers to the parent.
-    execute format('alter table %s detach partition %s', p_table, p_partition);
-    execute format('drop table %s', p_partition);
+    begin
+        if llm._carry_out(p_action) then
+            update llm.partition_sets s set last_actions = s.last_actions || v_done where s.parent = p_action.table_name;
+        end if;
+        return true;
+    exception
+        when lock_not_available or deadlock_detected then
+            if p_number < 3 then
+                return false;
+            end if;
+            v_error := sqlerrm;
+        when others then
+            v_error := sqlerrm;
+    end;
+    perform llm._note_failure(p_action.table_name, v_done, v_error);
     return true;
 end
 $$;
 
-comment on function llm._drop_partition(regclass, regclass) is
-'Drops a partition, if all of its rows are past retention and before_drop agrees, in the same transaction. Returns whether it did.';
+comment on function llm._attempt(llm.partition_action, integer) is
+'Tries a step for the first, second or third time. False: try again, a lock could not be had.';
 
 
-create function llm._carry_out(
-    p_action llm.partition_action
+create function llm._note_failure(
+    p_parent text,
+    p_what   text,
+    p_error  text
 )
     returns void
     language plpgsql
     volatile
     set search_path = pg_catalog, pg_temp
-    set timezone = 'UTC'
 as $$
-declare
-    v_table regclass := llm._partition_table(p_action.table_name);
 begin
-    -- pg_partman's own lock: one of us at a time.
-    perform pg_advisory_xact_lock(hashtext('pg_partman run_maintenance'));
-    case p_action.action
-        when 'finish' then
-            execute format('alter table %s detach partition %s finalize', v_table, p_action.partition_name::regclass);
-        when 'move' then
-            if (select pg_relation_size(p.partition) > 0 from llm._partitions(v_table) p where p.is_default) then
-                perform llm._move_default_rows(v_table);
-            end if;
-        when 'make' then
-            if not exists (select from llm._partitions(v_table) p where p_action.begins_at >= p.begins_at and p_action.begins_at < p.ends_at) then
-                perform llm._make_partition(v_table, p_action.begins_at, p_action.ends_at - p_action.begins_at);
-            end if;
-        when 'drop' then
-            perform llm._drop_partition(v_table, p_action.partition_name::regclass);
-        when 'forget' then
-            delete from llm.partition_sets s where s.parent = p_action.table_name;
-            delete from @extschema:pg_partman@.part_config c where c.parent_table = p_action.table_name;
-    end case;
+    raise warning 'partitions of %: cannot %: %', p_parent, p_what, p_error;
+    update llm.partition_sets s
+    set last_error = concat_ws(E'\n', s.last_error, format('cannot %s: %s', p_what, p_error))
+    where s.parent = p_parent;
 end
 $$;
 
-comment on function llm._carry_out(llm.partition_action) is
-'Does one step of llm.partition_plan(), unless that was done in the meantime.';
+comment on function llm._note_failure(text, text, text) is
+'Keeps what went wrong with a table, for llm.partition_status and llm.doctor().';
+
+
+create function llm._end_maintenance(
+    p_parent text
+)
+    returns boolean
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update llm.partition_sets s set last_ok_at = clock_timestamp() where s.parent = p_parent and s.last_error is null;
+    update @extschema:pg_partman@.part_config c
+    set maintenance_last_run = s.last_ok_at
+    from llm.partition_sets s
+    where s.parent = p_parent
+        and c.parent_table = s.parent;
+    return not exists (select from llm.partition_sets s where s.parent = p_parent and s.last_error is not null);
+end
+$$;
+
+comment on function llm._end_maintenance(text) is
+'Notes that maintenance of a table ended, for pg_partman too. Returns whether all went well.';
+
+
+create function llm.schedule_maintenance(
+    p_scheduler text default null,
+    p_schedule  text default '17 * * * *'
+)
+    returns table (scheduler text, is_ready boolean, next_step text)
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_libraries text[] := regexp_split_to_array(current_setting('shared_preload_libraries'), '\s*,\s*');
+    v_command   text := 'call llm.manage_partitions()';
+    v_worker    text := coalesce(current_setting('pg_partman_bgw.role', true), 'postgres');
+begin
+    if p_scheduler not in ('pg_cron', 'pg_partman_bgw') then
+        raise exception 'scheduler % is unknown', p_scheduler
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Use pg_cron, pg_partman_bgw, or null for whatever is there.';
+    end if;
+
+    if exists (select from pg_extension e where e.extname = 'pg_cron') and p_scheduler is distinct from 'pg_partman_bgw' then
+        perform cron.schedule('llm.manage_partitions'::text, p_schedule, v_command);
+        perform llm._leave_making_to_pg_partman(false);
+        return query select 'pg_cron', true, format('%s runs at %s', v_command, p_schedule);
+        return;
+    end if;
+
+    if p_scheduler = 'pg_partman_bgw' then
+        perform llm._leave_making_to_pg_partman(true);
+    end if;
+    return query
+        select 'pg_cron', false, concat_ws(
+            E'\n',
+            case when not 'pg_cron' = any (v_libraries) then 'alter system set shared_preload_libraries = …, pg_cron; then restart the server' end,
+            format('In database %s:', coalesce(current_setting('cron.database_name', true), 'postgres')),
+            'create extension if not exists pg_cron;',
+            format('select cron.schedule_in_database(%L, %L, %L, %L);',
+                   'llm.manage_partitions in ' || current_database(), p_schedule, v_command, current_database())
+        )
+        where p_scheduler is distinct from 'pg_partman_bgw'
+        union all
+        select
+            'pg_partman_bgw',
+            coalesce(
+                'pg_partman_bgw' = any (v_libraries)
+                and current_database() = any (regexp_split_to_array(current_setting('pg_partman_bgw.dbname', true), '\s*,\s*'))
+                and p_scheduler is not null,
+                false
+            ),
+            concat_ws(
+                E'\n',
+                'It only makes partitions. Rows of default partitions and retention wait for llm.manage_partitions().',
+                case when p_scheduler is null then 'select * from llm.schedule_maintenance(''pg_partman_bgw'');' end,
+                case
+                    when not 'pg_partman_bgw' = any (v_libraries)
+                        then 'alter system set shared_preload_libraries = …, pg_partman_bgw; then restart the server'
+                end,
+                format('alter system set pg_partman_bgw.dbname = %L;', current_database()),
+                'select pg_reload_conf();',
+                format('alter role %I in database %I set timezone = ''UTC'';  -- else bounds move with summer time', v_worker, current_database())
+            )
+        where p_scheduler is distinct from 'pg_cron'
+        union all
+        select 'the system''s cron', false, format('%s psql -X -d %s -c "%s"', p_schedule, current_database(), v_command)
+        where p_scheduler is null;
+end
+$$;
+
+comment on function llm.schedule_maintenance(text, text) is
+'Has llm.manage_partitions() called regularly: by pg_cron, where that is installed in this database; else says what to do for each scheduler that
+there could be. p_scheduler: pg_cron or pg_partman_bgw (pg_partman''s background worker), null for whatever is there; p_schedule: as pg_cron and cron
+write it. Returns the schedulers, whether each is set up now, and the statements that are still to be run. For superusers.
+Errors: invalid_parameter_value.';
+
+
+create function llm._leave_making_to_pg_partman(
+    p_leave boolean
+)
+    returns void
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update @extschema:pg_partman@.part_config c
+    set automatic_maintenance = case when p_leave then 'on' else 'off' end
+    from llm.partition_sets s
+    where s.parent = c.parent_table;
+end
+$$;
+
+comment on function llm._leave_making_to_pg_partman(boolean) is
+'Whether pg_partman''s own maintenance, too, makes partitions of the tables in llm.partition_sets. Not so at first, because it works in the time zone
+of its session.';

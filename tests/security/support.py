@@ -22,6 +22,8 @@ SAMPLES: dict[str, Any] = {
     "integer": 1,
     "interval": timedelta(hours=1),
     "jsonb": '{"a": 1}',
+    "llm.partition_action": "(llm.config,keep,llm.config,,,)",
+    "llm.partition_strategy": "(llm.config,tenant_id,monthly,)",
     "name": "auditor",
     "regclass": "llm.config",
     "text": "probe",
@@ -101,7 +103,7 @@ def functions(db: Client, role: str | None = None) -> list[Function]:
         from pg_proc p
         where p.pronamespace = 'llm'::regnamespace
             and p.prokind = 'f'
-            and p.prorettype <> 'trigger'::regtype
+            and p.prorettype not in ('trigger'::regtype, 'event_trigger'::regtype)
             and (%s::text is null or has_function_privilege(%s::text, p.oid, 'execute'))
         order by 1
         """,

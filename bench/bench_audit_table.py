@@ -1,0 +1,73 @@
+"""Auditing of row changes beside the design that supa_audit publishes: see README.md for what is compared with what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+
+from bench.support import AtLeast, AtMost, database, line, medians, once, per_call, title
+from tools.cluster import Cluster
+
+PEER = Path(__file__).with_name("peer_audit.sql")
+TABLES = ("ours", "peer", "bare")
+
+
+def run(cluster: Cluster, *, quick: bool) -> None:
+    """Run all parts."""
+    with database(cluster, "audit_table") as superuser:
+        superuser.execute(PEER.read_text())
+        for table in TABLES:
+            superuser.execute(f"create table {table} (id bigint primary key, name text, number integer, changed_at timestamptz)")
+        superuser.execute("select llm.audit_table('ours')")
+        superuser.execute("create trigger audit after insert or update or delete on peer for each row execute function peer_audit.on_change()")
+        for rows, factor in ((1, 4), (1000, 7)):
+            compare(superuser, rows, factor, quick=quick)
+
+
+def compare(connection: psycopg.Connection, rows: int, factor: float, *, quick: bool) -> None:
+    """Compare statements that change so many rows, each in a transaction of its own, not waiting for the disk."""
+    connection.execute("set synchronous_commit = off")
+    calls = (100 if quick else 400) if rows == 1 else 4
+    rounds = 3 if quick else 9
+    title(f"a row of an audited table, statements of {rows} rows; peer: supa_audit's published design")
+    next_id = {table: 0 for table in TABLES}
+
+    def insert(table: str) -> Callable[[], object]:
+        def call() -> object:
+            next_id[table] += rows
+            return connection.execute(
+                f"insert into {table} select i, 'name ' || i, i, now() from generate_series(%s::bigint, %s::bigint) i",
+                (next_id[table] - rows + 1, next_id[table]),
+            )
+
+        return call
+
+    def change(table: str, statement: str) -> Callable[[], object]:
+        def call() -> object:
+            last = next_id[table]
+            if statement.startswith("delete"):
+                next_id[table] -= rows
+            return connection.execute(statement, (last - rows + 1, last))
+
+        return call
+
+    def probe(call: Callable[[], object]) -> Callable[[], float]:
+        if rows == 1:
+            return per_call(call, calls)
+
+        def several() -> None:
+            for _ in range(calls):
+                call()
+
+        return once(several, calls * rows)
+
+    for what, calls_by_table in (
+        ("insert", {table: insert(table) for table in TABLES}),
+        ("update", {table: change(table, f"update {table} set number = number + 1 where id between %s and %s") for table in TABLES}),
+        ("delete", {table: change(table, f"delete from {table} where id between %s and %s") for table in TABLES}),
+    ):
+        time = medians(rounds, **{table: probe(call) for table, call in calls_by_table.items()})
+        line(f"{what}, audited", time["ours"], "row trigger, uuid v5, three indexes", time["peer"], AtLeast(factor))
+        line(f"{what}, audited", time["ours"], "the same table, not audited", time["bare"], AtMost(4) if rows == 1 else None)
