@@ -55,10 +55,13 @@ def chain_to_decrypt(claimed: str | None, head: bytes, key_id: str | None, is_br
         data_key.require_usable(key)
     if version < key.min_version:
         raise spi.ObjectNotInPrerequisiteState(
-            f"version {version} of key {key.name} no longer decrypts", hint="Its min_decryption_version is higher: see llm.set_min_decryption_version()."
+            f"version {version} of key {key.name} no longer decrypts",
+            hint="Its min_decryption_version is higher: see llm.set_min_decryption_version().",
         )
     if version not in key.chains:
-        raise spi.UndefinedObject(f"key {key.name} has no version {version}", hint="The ciphertext was changed, or is of a newer state of the database.")
+        raise spi.UndefinedObject(
+            f"key {key.name} has no version {version}", hint="The ciphertext was changed, or is of a newer state of the database."
+        )
     return [head + bound(tenant_id, *place), *key.chains[version]]
 
 
