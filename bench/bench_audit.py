@@ -89,7 +89,7 @@ def reads(superuser: psycopg.Connection, *, quick: bool) -> None:
     superuser.execute(
         """
         insert into llm.audit_log (tenant_id, user_id, action, object_type, object_id, details)
-        select 'tenant ' || i % 7, 'user ' || (i * 7919) % 1000, 'call', 'model', 'object ' || i, jsonb_build_object('n', i)
+        select 'tenant ' || i %% 7, 'user ' || (i * 7919) %% 1000, 'call', 'model', 'object ' || i, jsonb_build_object('n', i)
         from generate_series(1, %s) i
         """,
         [events],

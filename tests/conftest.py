@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Client, Database
+from tests.support import Client, Database, in_tenant
 from tools.cluster import Cluster, Installation
 
 #: Login roles that every cluster of the tests has, by the role of pg_llm that each is a member of.
@@ -50,6 +50,15 @@ def app(database: Database) -> Client:
 
 
 @pytest.fixture
+def acme(app: Client) -> Client:
+    """An application's client in the middle of a transaction for tenant acme."""
+    return in_tenant(app, "acme")
+
+
+@pytest.fixture
+def admin(database: Database) -> Client:
+    """An administrator's client, without a tenant."""
+    return database.client("admin")
 def master_key(database: Database, tmp_path: Path) -> Path:
     """The key store of the test's database, with a master key: the directory."""
     return new_key_store(database, tmp_path / "keys")

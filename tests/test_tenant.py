@@ -86,6 +86,28 @@ def test_a_bound_role_has_its_tenant_whatever_it_sets(database: Database, app: C
     assert app.one("select llm.current_tenant()") is None
 
 
+def test_a_role_that_another_acts_as_has_its_tenant_in_functions_of_the_owner_too(db: Client, database: Database) -> None:
+    db.run("create role acting in role llm_app").run("grant acting to app with inherit false").run("select llm.bind_role('acting', 'acme')")
+    try:
+        app = database.client("app")
+        with app.tenant("other"):
+            app.run("set local role acting")
+            app.run("select llm.save_config('k', '1')")
+            assert app.one("select llm.current_tenant()") == "acme"
+        assert db.rows("select tenant_id, key from llm.config") == [("acme", "k")]
+
+        # Administration through a role that is acted as.
+        db.run("grant llm_admin to acting").run("select llm.bind_role('acting', null)")
+        app.run("set role acting").run("select llm.save_config('g', '1')")
+        app.run("reset role")
+        with raises(ObjectNotInPrerequisiteState, match="no tenant is set"):
+            app.run("select llm.save_config('g', '2')")
+        assert db.rows("select tenant_id, key, value from llm.config where key = 'g'") == [("*", "g", 1)]
+    finally:
+        db.run("revoke acting from app")
+        db.run("drop role acting")
+
+
 def test_a_binding_concerns_no_other_role(db: Client, database: Database) -> None:
     db.run("select llm.bind_role('app', 'acme')")
     reader = database.client("reader")

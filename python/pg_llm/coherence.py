@@ -271,6 +271,35 @@ class Cache:
         return shared
 
 
+class Answer:
+    """The only entry of a cache, for a question that every call asks: in a third of `Cache.get`'s time, because it is neither counted nor moved."""
+
+    def __init__(self, namespace: str, read: Callable[[], tuple[Any, int] | None]) -> None:
+        self._cache = Cache(namespace, read)
+        self._words: tuple[tuple[int, int], ...] = ()
+        self._cells = memoryview(b"")
+        self._value: Any = None
+        self._expires = 0.0
+
+    def get(self) -> Any:
+        """Return the answer as this transaction may see it, cached or read."""
+        if monotonic() < self._expires:
+            cells = self._cells
+            for word, value in self._words:
+                if cells[word] != value:
+                    break
+            else:
+                return self._value
+        value = self._cache.get()
+        entry = self._cache.peek()
+        if entry is None:
+            self._expires = 0.0
+        else:
+            self._words, self._value, self._expires = entry.words, entry.value, entry.expires
+            self._cells = shared_file().cells
+        return value
+
+
 _attached: SharedFile | None = None
 
 
@@ -294,9 +323,10 @@ def shared_file() -> SharedFile:
     return _attached
 
 
-def raise_word(namespace: str, key: list[str | None], transaction: int) -> None:
-    """Make every backend read a row anew that `transaction` is about to change; a part that is null fails its constraint later."""
+def raise_word(namespace: str, key: list[str | None], transaction: int) -> bool:
+    """Make every backend read a row anew that `transaction` is about to change; a part that is null fails its constraint later. Return True."""
     shared_file().raise_word(_word(namespace, tuple(part or "" for part in key)), transaction)
+    return True
 
 
 def raise_every_word(transaction: int) -> None:

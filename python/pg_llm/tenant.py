@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import spi
-from .coherence import Cache
+from .coherence import Answer
 
 _CURRENT = spi.plan("select llm.current_tenant() as tenant")
 _ANY_ROLE_IS_BOUND = spi.plan("select llm._any_role_is_bound() as bound")
@@ -13,7 +13,7 @@ def _read_bound() -> tuple[bool, int]:
     return _ANY_ROLE_IS_BOUND.row()["bound"], 0
 
 
-_bound = Cache("tenant_roles", _read_bound)
+_bound = Answer("tenant_roles", _read_bound)
 
 
 def verified(claimed: str | None) -> str | None:

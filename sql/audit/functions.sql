@@ -209,25 +209,33 @@ create function llm._audit_events_insert()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_tenant text := llm._audit_tenant();
+    v_tenant      text := llm._audit_tenant();
+    v_user        text := session_user;
+    v_address     inet := inet_client_addr();
+    v_application text := current_setting('application_name');
 begin
-    if new.action is null or new.object_type is null or new.object_id is null then
+    if exists (select from new_events e where e.action is null or e.object_type is null or e.object_id is null) then
         raise exception 'an event without action, object_type or object_id'
             using errcode = 'invalid_parameter_value',
                   hint = 'Give these three columns; an empty text will do where there is no object.';
     end if;
-    insert into llm.audit_log (tenant_id, user_id, action, object_type, object_id, details, client_info, before, after)
-    values (
-        v_tenant, coalesce(new.user_id, session_user), new.action, new.object_type, new.object_id, new.details, new.client_info, new.before, new.after
-    );
-    return new;
+    insert into llm.audit_log (
+        tenant_id, user_id, action, object_type, object_id, details, client_info, before, after, client_address, application
+    )
+    select
+        v_tenant, coalesce(e.user_id, v_user), e.action, e.object_type, e.object_id, e.details, e.client_info, e.before, e.after,
+        v_address, v_application
+    from new_events e;
+    delete from llm.audit_events e
+    where e.position between (select min(n.position) from new_events n) and (select max(n.position) from new_events n);
+    return null;
 end
 $$;
 
 alter function llm._audit_events_insert() owner to llm_owner;
 
 comment on function llm._audit_events_insert() is
-'Trigger of llm.audit_events: writes the rows that COPY or INSERT bring to the audit log.';
+'Trigger of llm.audit_events: moves what COPY or INSERT brought to the audit log.';
 
 
 create function llm.log_authentication_event(

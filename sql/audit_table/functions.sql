@@ -134,7 +134,6 @@ declare
     v_address     inet := inet_client_addr();
     v_application text := current_setting('application_name');
     v_is_foreign  boolean;
-    v_named       bigint;
     v_old         jsonb;
     v_new         jsonb;
 begin
@@ -144,13 +143,15 @@ begin
         return null;
     end if;
 
-    select bool_or(a.atttypid >= 16384), count(*) filter (where a.attname = any (v_hidden || v_masked))
-    into v_is_foreign, v_named
-    from pg_attribute a
-    where a.attrelid = tg_relid
-        and a.attnum > 0
-        and not a.attisdropped;
-    if v_named <> cardinality(v_hidden || v_masked) then
+    v_is_foreign := exists (
+        select from pg_attribute a where a.attrelid = tg_relid and a.attnum > 0 and a.atttypid >= 16384 and not a.attisdropped
+    );
+    if not v_is_whole and exists (
+        select
+        from unnest(v_hidden || v_masked) c (name)
+        where not exists (select from pg_attribute a where a.attrelid = tg_relid and a.attname = c.name and a.attnum > 0)
+    )
+    then
         raise exception 'columns of % that the audit log must not hold have other names now', tg_relid::regclass
             using errcode = 'object_not_in_prerequisite_state',
                   detail = format('Excluded: %s; masked: %s.', v_hidden, v_masked),

@@ -3,18 +3,18 @@ create function llm._coherence_raise(
     p_key         text[],
     p_transaction xid8
 )
-    returns void
+    returns boolean
     language plpython3u
     volatile
     set search_path = pg_catalog, pg_temp
 as $$
 from pg_llm import coherence
-coherence.raise_word(p_namespace, p_key, int(p_transaction))
+return coherence.raise_word(p_namespace, p_key, int(p_transaction))
 $$;
 
 comment on function llm._coherence_raise(text, text[], xid8) is
 'Tells every backend that a cached row is about to change. For triggers: see docs/coherence.md. p_namespace: the cache; p_key: the row''s
-key there; p_transaction: the writer, pg_current_xact_id().';
+key there; p_transaction: the writer, pg_current_xact_id(). Returns true: to assign that costs a third of perform.';
 
 
 create function llm._coherence_raise_all()

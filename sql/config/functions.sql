@@ -13,22 +13,6 @@ comment on type llm.config_access is
 version counts the changes of the key; tenant_id is * for a global value.';
 
 
-create type llm.config_change as (
-    id          bigint,
-    tenant_id   text,
-    key         text,
-    value       jsonb,
-    version     bigint,
-    operation   text,
-    changed_at  timestamptz,
-    changed_by  text,
-    reason      text
-);
-
-comment on type llm.config_change is
-'A change of configuration: operation is insert, update or delete (value is then null).';
-
-
 -- Reading
 
 -- Not pinned: inlined into the caller's query, fully qualified.
@@ -247,6 +231,50 @@ comment on function llm._config_conflict(text, text, bigint) is
 'Raises serialization_failure: the key is not at the version that a writer expected.';
 
 
+create function llm._insert_config(
+    p_tenant           text,
+    p_key              text,
+    p_value            jsonb,
+    p_description      text,
+    p_expected_version bigint
+)
+    returns boolean
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_saved boolean := false;
+begin
+    perform llm._check_config(p_key, p_value);
+    if coalesce(p_expected_version, 0) = 0 then
+        insert into llm.config as c (tenant_id, key, value, description)
+        select p_tenant, p_key, p_value, p_description
+        where not exists (select from llm.config o
+                          where o.tenant_id = p_tenant
+                              and o.key = p_key
+                              and (o.value, o.description) is not distinct from (p_value, coalesce(p_description, o.description)))
+        on conflict (tenant_id, key) do update
+            set value = excluded.value,
+                description = coalesce(excluded.description, c.description)
+            where p_expected_version is null;
+        v_saved := found;
+    end if;
+    if not v_saved
+        and p_expected_version is not null
+        and not exists (select from llm.config c where c.tenant_id = p_tenant and c.key = p_key and c.version = p_expected_version)
+    then
+        perform llm._config_conflict(p_key, p_tenant, p_expected_version);
+    end if;
+    return v_saved;
+end
+$$;
+
+comment on function llm._insert_config(text, text, jsonb, text, bigint) is
+'The rest of llm.save_config(), for a key that its first statement did not change: it is new, or bad, or has that value already, or another version.';
+
+
+-- security definer: for its own tenant alone, checked once, where row-level security would ask four times a statement.
 create function llm.save_config(
     p_key              text,
     p_value            jsonb,
@@ -257,51 +285,34 @@ create function llm.save_config(
     returns boolean
     language plpgsql
     volatile
+    security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_tenant text := llm._writable_tenant();
     v_saved  boolean;
 begin
-    perform llm._check_config(p_key, p_value);
     if p_reason is not null then
         perform set_config('llm.config_reason', p_reason, true);
     end if;
-    -- The usual case in one statement: a key that exists gets another value.
+    -- The usual case in one statement: a key that exists gets another value. A bad key or value is not found here either.
     update llm.config c
     set value = p_value,
         description = coalesce(p_description, c.description)
     where c.tenant_id = v_tenant
         and c.key = p_key
         and c.version = coalesce(p_expected_version, c.version)
+        and p_value is not null
         and (c.value, c.description) is distinct from (p_value, coalesce(p_description, c.description));
-    v_saved := found;
-    if not v_saved and coalesce(p_expected_version, 0) = 0 then
-        insert into llm.config as c (tenant_id, key, value, description)
-        select v_tenant, p_key, p_value, p_description
-        where not exists (select from llm.config o
-                          where o.tenant_id = v_tenant
-                              and o.key = p_key
-                              and (o.value, o.description) is not distinct from (p_value, coalesce(p_description, o.description)))
-        on conflict (tenant_id, key) do update
-            set value = excluded.value,
-                description = coalesce(excluded.description, c.description)
-            where p_expected_version is null;
-        v_saved := found;
-    end if;
+    v_saved := found or llm._insert_config(v_tenant, p_key, p_value, p_description, p_expected_version);
     if p_reason is not null then
         perform set_config('llm.config_reason', '', true);
-    end if;
-
-    if not v_saved
-        and p_expected_version is not null
-        and not exists (select from llm.config c where c.tenant_id = v_tenant and c.key = p_key and c.version = p_expected_version)
-    then
-        perform llm._config_conflict(p_key, v_tenant, p_expected_version);
     end if;
     return v_saved;
 end
 $$;
+
+alter function llm.save_config(text, jsonb, text, bigint, text) owner to llm_owner;
 
 comment on function llm.save_config(text, jsonb, text, bigint, text) is
 'Saves a value for the tenant, or globally for llm_admin without a tenant. p_key: 1 to 1000 bytes; p_value: any JSON; p_description: what it is
@@ -388,310 +399,7 @@ comment on function llm.delete_config(text, bigint, text) is
 Returns false when there was none. Errors: serialization_failure when it has another version; as llm.save_config.';
 
 
--- History
-
-create function llm._config_state(
-    p_tenant text,
-    p_at     timestamptz,
-    p_change bigint
-)
-    returns table (key text, value jsonb, description text, version bigint, changed_at timestamptz)
-    language sql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-    select s.key, s.value, s.description, s.version, s.changed_at
-    from (
-        select distinct on (h.key) h.*
-        from llm.config_history h
-        where h.tenant_id = p_tenant
-            and h.changed_at <= coalesce(p_at, 'infinity')
-            and h.id <= coalesce(p_change, 9223372036854775807)
-        order by h.key, h.version desc
-    ) s
-    where s.operation <> 'delete'
-$$;
-
-comment on function llm._config_state(text, timestamptz, bigint) is
-'The values of one tenant (* for the global ones) as of a time or a change, both inclusive.';
-
-
-create function llm.config_at(
-    p_at     timestamptz,
-    p_prefix text default ''
-)
-    returns table (key text, value jsonb, version bigint, changed_at timestamptz, tenant_id text)
-    language plpgsql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_tenant text;
-begin
-    perform llm._require_storage();
-    v_tenant := llm.current_tenant();
-    return query
-        select distinct on (s.key)
-            s.key,
-            s.value,
-            s.version,
-            s.changed_at,
-            s.tenant_id
-        from (
-            select t.*, v_tenant as tenant_id from llm._config_state(v_tenant, p_at, null::bigint) t
-            union all
-            select g.*, '*' from llm._config_state('*'::text, p_at, null::bigint) g
-        ) s
-        where starts_with(s.key, p_prefix)
-        order by s.key, s.tenant_id = '*';
-end
-$$;
-
-comment on function llm.config_at(timestamptz, text) is
-'The configuration as it was, as llm.load_configs would have shown it. p_at: a change counts from the moment it was written; p_prefix: start of
-the keys. Errors: as llm.load_config.';
-
-
-create function llm.config_diff(
-    p_from timestamptz,
-    p_to   timestamptz default now()
-)
-    returns table (key text, operation text, old_value jsonb, new_value jsonb)
-    language plpgsql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    return query
-        select
-            coalesce(o.key, n.key),
-            case when o.value is null then 'insert' when n.value is null then 'delete' else 'update' end,
-            o.value,
-            n.value
-        from llm.config_at(p_from, ''::text) o
-        full join llm.config_at(p_to, ''::text) n on n.key = o.key
-        where o.value is distinct from n.value
-        order by 1;
-end
-$$;
-
-comment on function llm.config_diff(timestamptz, timestamptz) is
-'What differs between two times: keys with their old and new value; operation is insert, update or delete. Errors: as llm.load_config.';
-
-
-create function llm.rollback_config(
-    p_change bigint default null,
-    p_at     timestamptz default null,
-    p_key    text default null,
-    p_reason text default null
-)
-    returns bigint
-    language plpgsql
-    volatile
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_tenant  text;
-    v_changes bigint := 0;
-    v_step    record;
-begin
-    v_tenant := llm._writable_tenant();
-    if num_nonnulls(p_change, p_at) <> 1 then
-        raise exception 'a rollback needs a change or a time, and not both'
-            using errcode = 'invalid_parameter_value',
-                  hint = 'Give p_change (an id of llm.config_history) or p_at.';
-    end if;
-    if p_change is not null
-        and not exists (select from llm.config_history h where h.tenant_id = v_tenant and h.id = p_change)
-    then
-        raise exception 'configuration change % does not exist', p_change
-            using errcode = 'no_data_found',
-                  hint = 'llm.config_history lists the changes of this tenant.';
-    end if;
-
-    perform set_config('llm.config_reason',
-                       coalesce(p_reason, 'rollback to ' || coalesce('change ' || p_change, p_at::text)), true);
-    -- In order of keys, deletions among them: as llm.save_configs, so that neither deadlocks with the other.
-    for v_step in
-        select coalesce(c.key, s.key) as key, s.key is null as is_gone, s.value, s.description
-        from (select * from llm.config where tenant_id = v_tenant) c
-        full join llm._config_state(v_tenant, p_at, p_change) s using (key)
-        where coalesce(c.key, s.key) = coalesce(p_key, c.key, s.key)
-            and (c.value, c.description) is distinct from (s.value, s.description)
-        order by 1
-    loop
-        if v_step.is_gone then
-            delete from llm.config c where c.tenant_id = v_tenant and c.key = v_step.key;
-        else
-            insert into llm.config as c (tenant_id, key, value, description)
-            values (v_tenant, v_step.key, v_step.value, v_step.description)
-            on conflict (tenant_id, key) do update
-                set value = excluded.value,
-                    description = excluded.description;
-        end if;
-        v_changes := v_changes + 1;
-    end loop;
-    perform set_config('llm.config_reason', '', true);
-    return v_changes;
-end
-$$;
-
-comment on function llm.rollback_config(bigint, timestamptz, text, text) is
-'Brings the tenant''s values back to what they were, as new changes: history stays. p_change: after that change; or p_at: at that time;
-p_key: this key only, null for all; p_reason: for the history, by default the target. Returns how many keys changed.
-Errors: invalid_parameter_value without a target or with two; no_data_found for an unknown change; as llm.save_config.';
-
-
-create function llm.watch_config(
-    p_after  bigint default null,
-    p_prefix text default '',
-    p_limit  integer default 1000
-)
-    returns setof llm.config_change
-    language plpgsql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_tenant text;
-    v_after  xid8 := '0';
-begin
-    perform llm._require_storage();
-    v_tenant := llm.current_tenant();
-    if p_after is not null then
-        select h.transaction_id
-        into v_after
-        from llm.config_history h
-        where h.tenant_id in ('*', v_tenant)
-            and h.id = p_after;
-        if not found then
-            raise exception 'configuration change % does not exist', p_after
-                using errcode = 'no_data_found',
-                      hint = 'Start again without p_after, and read the present values with llm.load_configs().';
-        end if;
-    end if;
-    if not llm._storage_is_of_this_server() then
-        raise exception 'the configuration history was restored from another server'
-            using errcode = 'object_not_in_prerequisite_state',
-                  hint = 'As a superuser run: select llm.setup(); then start again without p_after.';
-    end if;
-
-    -- Transactions below the horizon are over: no change can appear before one that was returned.
-    return query
-        select h.id, h.tenant_id, h.key, h.value, h.version, h.operation, h.changed_at, h.changed_by, h.reason
-        from llm.config_history h
-        where h.tenant_id in ('*', v_tenant)
-            and (h.transaction_id, h.id) > (v_after, coalesce(p_after, 0))
-            and h.transaction_id < pg_snapshot_xmin(pg_current_snapshot())
-            and starts_with(h.key, p_prefix)
-        order by h.transaction_id, h.id
-        limit p_limit;
-end
-$$;
-
-comment on function llm.watch_config(bigint, text, integer) is
-'The changes after a known one, of the tenant and global, in an order that loses none: call it again with the last id received. A change appears once
-no older transaction is still open. p_after: the last change known, null for all; p_prefix: start of the keys; p_limit: at most so many.
-With llm.config_notify = on every transaction that changes configuration notifies channel llm_config once.
-Errors: no_data_found for an unknown change; object_not_in_prerequisite_state after a restore from another server; as llm.load_config.';
-
-
--- security definer: only triggers may write history, and only triggers may raise words.
-create function llm._config_history()
-    returns trigger
-    language plpgsql
-    volatile
-    security definer
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_moved boolean := tg_op = 'UPDATE' and (old.tenant_id, old.key) <> (new.tenant_id, new.key);
-begin
-    if tg_op = 'DELETE' or v_moved then
-        insert into llm.config_history (tenant_id, key, version, operation)
-        values (old.tenant_id, old.key, old.version + 1, 'delete');
-    end if;
-    if tg_op <> 'DELETE' then
-        -- A new key waits for a transaction that deletes it, after llm._config_version() has counted.
-        if (tg_op = 'INSERT' or v_moved)
-            and exists (select from llm.config_history h
-                        where h.tenant_id = new.tenant_id and h.key = new.key and h.version >= new.version)
-        then
-            raise exception 'configuration key % was deleted at the same time', new.key
-                using errcode = 'serialization_failure',
-                      hint = 'Try again.';
-        end if;
-        insert into llm.config_history (tenant_id, key, value, description, version, operation)
-        values (new.tenant_id, new.key, new.value, new.description, new.version, lower(tg_op));
-    end if;
-    if current_setting('llm.config_notify', true) = 'on' then
-        perform pg_notify('llm_config', '');
-    end if;
-    return null;
-end
-$$;
-
-alter function llm._config_history() owner to llm_owner;
-
-comment on function llm._config_history() is
-'Trigger of llm.config: writes llm.config_history, whoever changes a value and however.';
-
-
--- security definer: as llm._config_history().
-create function llm._config_history_truncate()
-    returns trigger
-    language plpgsql
-    volatile
-    security definer
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    insert into llm.config_history (tenant_id, key, version, operation, reason)
-    select c.tenant_id, c.key, c.version + 1, 'delete', 'truncate'
-    from llm.config c
-    order by c.tenant_id, c.key;
-    if found and current_setting('llm.config_notify', true) = 'on' then
-        perform pg_notify('llm_config', '');
-    end if;
-    return null;
-end
-$$;
-
-alter function llm._config_history_truncate() owner to llm_owner;
-
-comment on function llm._config_history_truncate() is
-'Trigger of llm.config: TRUNCATE is a deletion of each value.';
-
-
-create function llm._config_version()
-    returns trigger
-    language plpgsql
-    volatile
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if tg_op = 'UPDATE' and (old.tenant_id, old.key) = (new.tenant_id, new.key) then
-        new.version := old.version + 1;
-        new.created_at := old.created_at;
-    else
-        -- A key that comes back goes on counting, so that a version is never two different values.
-        select coalesce(max(h.version), 0) + 1
-        into new.version
-        from llm.config_history h
-        where h.tenant_id = new.tenant_id
-            and h.key = new.key;
-        new.created_at := now();
-    end if;
-    new.updated_at := clock_timestamp();
-    return new;
-end
-$$;
-
-comment on function llm._config_version() is
-'Trigger of llm.config: keeps version, created_at and updated_at right, whoever changes a value and however.';
-
-
--- security definer: as llm._coherence_truncate().
+-- security definer: as llm._coherence_truncate(); and the version of a key that comes back is counted over its history, which few may read.
 create function llm._config_coherence()
     returns trigger
     language plpgsql
@@ -699,15 +407,32 @@ create function llm._config_coherence()
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_is_same   boolean := tg_op = 'UPDATE' and (old.tenant_id, old.key) = (new.tenant_id, new.key);
+    v_is_raised boolean;
 begin
     if tg_op <> 'INSERT' then
-        perform llm._coherence_raise('config'::text, array[old.tenant_id, old.key], pg_current_xact_id());
+        v_is_raised := llm._coherence_raise('config'::text, array[old.tenant_id, old.key], pg_current_xact_id());
     end if;
     if tg_op = 'DELETE' then
         return old;
     end if;
-    if tg_op = 'INSERT' or (old.tenant_id, old.key) <> (new.tenant_id, new.key) then
-        perform llm._coherence_raise('config'::text, array[new.tenant_id, new.key], pg_current_xact_id());
+    if not v_is_same then
+        v_is_raised := llm._coherence_raise('config'::text, array[new.tenant_id, new.key], pg_current_xact_id());
+    end if;
+    -- A replica applies what its origin has counted.
+    if current_setting('session_replication_role') = 'replica' then
+        return new;
+    end if;
+
+    new.updated_at := clock_timestamp();
+    if v_is_same then
+        new.version := old.version + 1;
+        new.created_at := old.created_at;
+    else
+        -- A key that comes back goes on counting, so that a version is never two different values.
+        new.version := llm._last_config_version(new.tenant_id, new.key) + 1;
+        new.created_at := now();
     end if;
     return new;
 end
@@ -716,7 +441,8 @@ $$;
 alter function llm._config_coherence() owner to llm_owner;
 
 comment on function llm._config_coherence() is
-'Trigger of llm.config: see docs/coherence.md.';
+'Trigger of llm.config: tells the caches (see docs/coherence.md), and keeps version, created_at and updated_at right, whoever changes a value and
+however.';
 
 
 -- Cache
@@ -828,12 +554,21 @@ row changed.';
 
 select llm._grant_execute(
     array['llm_admin', 'llm_app', 'llm_reader'],
-    'load_config', '_cached_config', '_stored_config', '_config_to_cache', 'load_configs', 'config_access', '_config_state',
-    'config_at', 'config_diff', 'watch_config', '_config_is_cached', 'get_cached_config', 'cache_config', 'config_cache'
+    'load_config', '_cached_config', '_stored_config', '_config_to_cache', 'load_configs', 'config_access', '_config_is_cached',
+    'get_cached_config', 'cache_config', 'config_cache'
 );
 
 select llm._grant_execute(
     array['llm_admin', 'llm_app'],
-    'save_config', 'save_configs', 'delete_config', 'rollback_config', '_check_config', '_config_conflict',
-    'invalidate_config_cache'
+    'save_config', 'save_configs', 'delete_config', 'invalidate_config_cache'
+);
+
+select llm._grant_execute(
+    array['llm_owner', 'llm_admin', 'llm_app'],
+    '_check_config', '_config_conflict'
+);
+
+select llm._grant_execute(
+    array['llm_owner'],
+    '_insert_config'
 );

@@ -12,7 +12,7 @@ brought it, the SHA-256 of its text, when it was applied and how long that took.
 
 
 create function llm._require_storage()
-    returns void
+    returns boolean
     language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
@@ -26,7 +26,7 @@ begin
         where name = 'pg_llm'
             and checksum = llm._storage_checksum();
         if found then
-            return;
+            return true;
         end if;
         select version into v_storage from llm.schema_migrations where name = 'pg_llm';
     end if;
@@ -38,7 +38,7 @@ end
 $$;
 
 comment on function llm._require_storage() is
-'Refuses to go on when the storage is not what this version of the code expects.
+'Refuses to go on when the storage is not what this version of the code expects; else true.
 Errors: object_not_in_prerequisite_state, with the call that mends it in the HINT.';
 
 

@@ -1,3 +1,22 @@
+create function llm._acting_role()
+    returns name
+    language plpgsql
+    stable
+    parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return case
+        when current_user = 'llm_owner' then coalesce(nullif(current_setting('role'), 'none'), session_user)
+        else current_user
+    end;
+end
+$$;
+
+comment on function llm._acting_role() is
+'The current role; inside functions that run as llm_owner, the role of the session that called them: that of SET ROLE, else the login role.';
+
+
 create function llm._bound_tenant()
     returns text
     language plpgsql
@@ -9,15 +28,15 @@ declare
 begin
     -- The login role first: SET ROLE to a group that it is a member of must not set it free.
     select r.tenant_id into v_tenant from llm.tenant_roles r where r.role_name = session_user;
-    if not found and current_user <> session_user then
-        select r.tenant_id into v_tenant from llm.tenant_roles r where r.role_name = current_user;
+    if not found and current_user <> session_user and llm._acting_role() <> session_user then
+        select r.tenant_id into v_tenant from llm.tenant_roles r where r.role_name = llm._acting_role();
     end if;
     return v_tenant;
 end
 $$;
 
 comment on function llm._bound_tenant() is
-'The tenant that llm.tenant_roles binds the login role, else the current role, to; null when neither is bound.';
+'The tenant that llm.tenant_roles binds the login role, else the acting role, to; null when neither is bound.';
 
 
 create function llm.current_tenant()
@@ -32,8 +51,8 @@ declare
 begin
     -- As llm._bound_tenant(), without the call: row-level security asks several times a statement.
     select r.tenant_id into v_tenant from llm.tenant_roles r where r.role_name = session_user;
-    if not found and current_user <> session_user then
-        select r.tenant_id into v_tenant from llm.tenant_roles r where r.role_name = current_user;
+    if not found and current_user <> session_user and llm._acting_role() <> session_user then
+        select r.tenant_id into v_tenant from llm.tenant_roles r where r.role_name = llm._acting_role();
     end if;
     if v_tenant is not null then
         return v_tenant;
@@ -54,7 +73,7 @@ end
 $$;
 
 comment on function llm.current_tenant() is
-'The tenant that this transaction works for, or null: that of the login or current role in llm.tenant_roles, else the one given to llm.set_tenant.
+'The tenant that this transaction works for, or null: that of the login or acting role in llm.tenant_roles, else the one given to llm.set_tenant.
 Errors: object_not_in_prerequisite_state when llm.tenant was set in any other way.';
 
 
@@ -195,12 +214,12 @@ create function llm._may_write_global()
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return pg_has_role(current_user, 'llm_admin', 'usage');
+    return pg_has_role(llm._acting_role(), 'llm_admin'::name, 'usage');
 end
 $$;
 
 comment on function llm._may_write_global() is
-'Whether the current role may change what is global (tenant *): members of llm_admin and superusers.';
+'Whether the acting role may change what is global (tenant *): members of llm_admin and superusers.';
 
 
 create function llm._writable_tenant()
@@ -210,10 +229,9 @@ create function llm._writable_tenant()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_tenant text;
+    v_is_ready boolean := llm._require_storage();
+    v_tenant   text := llm.current_tenant();
 begin
-    perform llm._require_storage();
-    v_tenant := llm.current_tenant();
     if v_tenant is null and not llm._may_write_global() then
         raise exception 'no tenant is set'
             using errcode = 'object_not_in_prerequisite_state',
@@ -251,11 +269,11 @@ comment on function llm._tenant_roles_coherence() is
 
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader', 'llm_auditor'],
-    '_bound_tenant', 'current_tenant', '_claimed_tenant', '_any_role_is_bound', 'set_tenant'
+    '_acting_role', '_bound_tenant', 'current_tenant', '_claimed_tenant', '_any_role_is_bound', 'set_tenant'
 );
 
 select llm._grant_execute(
-    array['llm_admin', 'llm_app'],
+    array['llm_owner', 'llm_admin', 'llm_app'],
     '_writable_tenant', '_may_write_global'
 );
 
