@@ -56,7 +56,7 @@ def anchor_faults(client: Client) -> list[str]:
 
 def test_an_anchor_is_the_head_of_the_chain(anchored: Client, file: Path) -> None:
     assert [anchor["size"] for anchor in anchors(file)] == [2, 3, 4]
-    assert f"; head {anchors(file)[-1]['head']}; 3 anchors" in anchored.one("select detail from llm.verify_audit() where kind = 'verified'")
+    assert f", head: {anchors(file)[-1]['head']}, anchors: 3" in anchored.one("select detail from llm.verify_audit() where kind = 'verified'")
     assert anchor_faults(anchored) == faults(anchored) == []
     assert anchored.row("select anchored, anchor_path, anchor_problem from llm.audit_seal_status()") == (4, str(file), None)
     assert file.stat().st_mode & 0o022 == 0
@@ -88,7 +88,7 @@ def test_before_anything_is_sealed_there_is_nothing_to_anchor(db: Client, file: 
     db.run("select llm.set_audit_anchor(%s)", str(file))
     assert db.one("select llm.anchor_audit()") is None
     assert file.read_text() == ""
-    assert "no anchor in" in db.one("select detail from llm.verify_audit()")
+    assert f", none in {file} yet" in db.one("select detail from llm.verify_audit()")
 
 
 def test_aud_02_a_tail_that_was_cut_off_is_found_by_the_anchor_alone(anchored: Client) -> None:

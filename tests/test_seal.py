@@ -46,7 +46,7 @@ def test_rows_are_sealed_and_found_intact(db: Client, app: Client) -> None:
     assert db.rows("select number, kind, row_count from llm.audit_seals order by 1") == [(1, "life", None), (2, "batch", 10), (3, "batch", 5)]
     (finding,) = db.rows("select ok, entry, kind, detail from llm.verify_audit()")
     assert finding[:3] == (True, 3, "verified")
-    assert finding[3].startswith("2 batches with 15 rows; head ")
+    assert finding[3].startswith("batches: 2, rows: 15, head: ")
 
 
 def test_a_log_without_rows_has_nothing_to_seal_and_is_intact(db: Client) -> None:

@@ -189,7 +189,7 @@ def test_a_part_can_be_verified(sealed: Client) -> None:
     assert sealed.rows(kinds, 4, None) == [(5, 35)]
     assert sealed.rows(kinds, None, 3) == [(3, 15)]
     assert sealed.rows(kinds, 6, 7) == []
-    assert sealed.column("select detail from llm.verify_audit(6, 7)")[0].startswith("2 batches with 20 rows")
+    assert sealed.column("select detail from llm.verify_audit(6, 7)")[0].startswith("batches: 2, rows: 20, ")
 
 
 def test_ids_that_rows_share_are_sealed_and_verified(db: Client) -> None:
@@ -222,7 +222,7 @@ SETTINGS = (
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_aud_08_settings_change_nothing(sealed: Client, app: Client, setting: str) -> None:
     """AUD-08: neither what is verified nor what is sealed under them."""
-    head = "select split_part(split_part(detail, 'head ', 2), ';', 1) from llm.verify_audit() where kind = 'verified'"
+    head = "select split_part(split_part(detail, 'head: ', 2), ',', 1) from llm.verify_audit() where kind = 'verified'"
     before = sealed.one(head)
     sealed.run(setting)
     assert sealed.one(head) == before

@@ -37,6 +37,7 @@ SHARED_MODULES = {
     "anchor": "of seal",
     "audit_anomaly": "of audit_report",
     "audit_page": "of audit_report",
+    "kdf": "of key_store and crypto",
     "merkle": "of seal",
     "prove": "of seal",
     "seal_status": "of seal",

@@ -10,7 +10,7 @@ from typing import Any
 CHARTS = (("By action", "actions"), ("By user", "users"), ("By type of object", "object_types"), ("By address", "addresses"))
 
 WIDTH, HEIGHT = 960, 220
-BAR, LABEL, NUMBER = 24, 300, 90
+BAR, LABEL, NUMBER, WIDEST = 24, 300, 90, 40
 
 _STYLE = """
 :root { color-scheme: light dark; --bar: #2f6fb0; --line: #8884; --bad: #b3402a }
@@ -48,6 +48,11 @@ def subject(content: dict[str, Any]) -> str:
     return "everybody" if content["user_id"] is None else str(content["user_id"])
 
 
+def span(content: dict[str, Any]) -> str:
+    """Return from when to when the events happened."""
+    return str(content["time_range"]).strip("[]()").replace('"', "").replace(",", " to ", 1)
+
+
 def in_words(finding: dict[str, Any]) -> str:
     """Return a finding as a sentence."""
     evidence = finding["evidence"]
@@ -66,7 +71,7 @@ def _facts(content: dict[str, Any]) -> str:
         (f"{len(content['findings']):,}", "findings"),
     )
     shown = "".join(f"<div><b>{number}</b>{name}</div>" for number, name in facts)
-    return f'<div class="facts">{shown}</div><p>{_safe(content["time_range"])}</p>'
+    return f'<div class="facts">{shown}</div><p>{_safe(span(content))}</p>'
 
 
 def _distinct(top: dict[str, Any]) -> int:
@@ -94,7 +99,7 @@ def _columns(points: list[tuple[str, int]], unit: str) -> str:
     if not points:
         return "<p>None.</p>"
     most = max(number for _, number in points) or 1
-    step = WIDTH / len(points)
+    step = min(WIDTH / len(points), WIDEST)
     shapes = []
     for position, (label, number) in enumerate(points):
         height = number / most * HEIGHT
@@ -106,8 +111,13 @@ def _columns(points: list[tuple[str, int]], unit: str) -> str:
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT + 44}" role="img" aria-label="{unit} over time">'
         f'<text x="0" y="14">{most:,} {unit}</text><line x1="0" y1="{HEIGHT + 20}" x2="{WIDTH}" y2="{HEIGHT + 20}"/>{"".join(shapes)}'
-        f'<text x="0" y="{foot}">{_safe(points[0][0])}</text><text x="{WIDTH}" y="{foot}" text-anchor="end">{_safe(points[-1][0])}</text></svg>'
+        f'<text x="0" y="{foot}">{_safe(points[0][0])}</text>{_last_label(points, step, foot)}</svg>'
     )
+
+
+def _last_label(points: list[tuple[str, int]], step: float, foot: int) -> str:
+    # Beside few columns it would run into the first label.
+    return f'<text x="{max(len(points) * step, 300):.2f}" y="{foot}" text-anchor="end">{_safe(points[-1][0])}</text>' if len(points) > 1 else ""
 
 
 def _bars(top: dict[str, Any]) -> str:

@@ -170,7 +170,7 @@ def _json(content: dict[str, Any]) -> str:
 
 
 def _text(content: dict[str, Any]) -> str:
-    lines = [f"Audit report: {audit_page.subject(content)}", f"{content['event_count']:,} events, {content['time_range']}", ""]
+    lines = [f"Audit report: {audit_page.subject(content)}", f"{content['event_count']:,} events, {audit_page.span(content)}", ""]
     for title, kind in audit_page.CHARTS:
         top = content["summary"][kind]
         lines += [f"{title}:", *(f"{each['events']:>12,}  {_one_line(each['name'])}" for each in top["top"])]

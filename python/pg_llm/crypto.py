@@ -65,6 +65,14 @@ def chain_to_decrypt(claimed: str | None, head: bytes, key_id: str | None, is_br
     return [head + bound(tenant_id, *place), *key.chains[version]]
 
 
+def chain_to_rewrap(claimed: str | None, head: bytes, *place: str | None) -> list[bytes]:
+    """Return, for a ciphertext that begins with `head`, what `chain_to_encrypt` returns for the newest version of its key."""
+    _, flags, key_bytes, _ = _HEAD.unpack_from(head)
+    tenant_id = data_key.tenant_of(claimed)
+    key = data_key.find_to_encrypt(tenant_id, key_bytes.hex())
+    return [_start(key.key_id, key.version, flags, tenant_id, *place), *key.chains[key.version]]
+
+
 def chain_to_index(claimed: str | None, table: str | None, column: str | None) -> list[bytes]:
     """Return what the index key of a column is derived with, and the chain of wrapped keys that it takes."""
     tenant_id = data_key.tenant_of(claimed)

@@ -19,6 +19,10 @@ KEY_BYTES = 32
 #: A program that prints a key has so long.
 COMMAND_SECONDS = 10
 
+_RESTORE = "Restore this file of the key store from its backup."
+_SAFE_FILE = "It must be a regular file of the server's own user, with mode 0400."
+_SAFE_PLACE = "Name a directory of the server's own user, with mode 0700, outside the data directory."
+
 _MODE = stat.S_IFREG | 0o400
 _SERVER_USER = os.geteuid()
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -29,6 +33,7 @@ MOST_OPEN_FILES = 20
 
 _READ = spi.plan("select provider, location, command, fingerprint from llm._master_key($1)", "integer")
 
+_ALL = spi.plan("select version, provider, location, command, fingerprint from llm.master_keys order by version")
 _LOCATIONS = spi.plan("select distinct location from llm.master_keys where location is not null")
 
 
@@ -109,17 +114,18 @@ def prepare(version: int, location: str | None, command: list[str] | None) -> li
 
 
 def _safe_directory(location: str) -> str:
-    hint = "Name a directory of the server's own user, with mode 0700, outside the data directory."
     path = os.path.realpath(location)
     data = os.path.realpath(".")
     if not os.path.isabs(location) or os.path.commonpath((path, data)) == data:
-        raise spi.InvalidParameter(f"{location} is no place for a master key", detail="It is in the data directory, or relative to it.", hint=hint)
+        raise spi.InvalidParameter(
+            f"{location} is no place for a master key", detail="It is in the data directory, or relative to it.", hint=_SAFE_PLACE
+        )
     try:
         status = os.stat(path)
     except OSError as error:
-        raise spi.ConfigFileError(f"{path} cannot be used: {error.strerror}", hint=hint) from None
+        raise spi.ConfigFileError(f"{path} cannot be used: {error.strerror}", hint=_SAFE_PLACE) from None
     if not stat.S_ISDIR(status.st_mode) or stat.S_IMODE(status.st_mode) & 0o077 or status.st_uid != _SERVER_USER:
-        raise spi.ConfigFileError(f"{path} is not safe: user {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}", hint=hint)
+        raise spi.ConfigFileError(f"{path} is not safe: user {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}", hint=_SAFE_PLACE)
     return path
 
 
@@ -166,16 +172,15 @@ def _secret(location: str, tenant_key: bytes) -> bytes:
 
 
 def _read_file(path: str, what: str) -> bytes:
-    hint = "It must be a regular file of the server's own user, with mode 0400."
     try:
         status = os.lstat(path)
         if status.st_mode != _MODE or status.st_uid != _SERVER_USER:
-            raise spi.ConfigFileError(f"{path} {fault(status)}", hint=hint)
+            raise spi.ConfigFileError(f"{path} {fault(status)}", hint=_SAFE_FILE)
         return os.pread(_descriptor(path, status), 200, 0)
-    except FileNotFoundError:
-        raise spi.ConfigFileError(f"{what} is missing: there is no {path}", hint="Restore this file of the key store from its backup.") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise spi.ConfigFileError(f"{what} is missing: there is no {path}", hint=_RESTORE) from None
     except OSError as error:
-        raise spi.ConfigFileError(f"{path} cannot be read: {error.strerror}", hint=hint) from None
+        raise spi.ConfigFileError(f"{path} cannot be read: {error.strerror}", hint=_SAFE_FILE) from None
 
 
 def _descriptor(path: str, status: os.stat_result) -> int:
@@ -195,6 +200,34 @@ def _descriptor(path: str, status: os.stat_result) -> int:
         raise InterruptedError(errno.EINTR, "it was replaced in this moment")
     _open_files[path] = (file, status.st_ino, status.st_dev)
     return file
+
+
+def check() -> list[tuple[str, bool, str, str]]:
+    """Return the checks of `llm.doctor()`: every version of the master key is there, safe and right; key stores are safe; Python computes rightly."""
+    try:
+        masters = [Master(*row.values()) for row in _ALL.rows()]
+    except spi.Error:  # no storage, which another check tells
+        masters = []
+    wrong: list[str] = []
+    hint = "See docs/key_store.md."
+    for where in masters:
+        try:
+            if where.provider == "file":
+                _safe_directory(where.location)
+            _require_right(where)
+        except spi.Error as error:
+            wrong.append(str(error))
+            hint = error.hint or hint
+    found = ", ".join(f"version {where.version} by {where.provider}" for where in masters)
+    return [
+        ("master keys", not wrong, "; ".join(wrong) or found or "none is configured: nothing is encrypted", hint),
+        (
+            "Python's cryptography is right",
+            kdf.self_test(),
+            "known answers of RFC 4231 and RFC 5869",
+            "Something replaced hmac or os in the server's Python: restart the server without it.",
+        ),
+    ]
 
 
 def fault(status: os.stat_result) -> str:

@@ -157,6 +157,10 @@ _DROPPED = spi.plan(
 )
 
 
+#: What of an entry says which rows are its own, in the order of _ROWS.
+_BATCH = ("rows_from", "rows_to", "first_transaction", "last_transaction", "first_id", "end_id", "ids")
+
+
 class Finding(NamedTuple):
     """Something that was found: whether it is as it should be, the entry and row that it is about, of what kind it is, and the rest in words."""
 
@@ -211,41 +215,35 @@ def verify(first: int | None, last: int | None, kept_anchor: str | None) -> Iter
 
 
 def _verify(first: int | None, last: int | None, anchors: list[anchor.Anchor], faults: list[str], path: str | None) -> Iterator[Finding]:
-    yield from (Finding(False, None, None, "anchor", fault) for fault in faults)
     chain = _Chain({each.size for each in anchors})
     dropped = [(row["rows_from"], row["rows_to"], row["number"]) for row in _DROPPED.rows()]
-    batches = rows = wrong = 0
+    is_intact = not faults
+    batches = rows = 0
+    yield from (Finding(False, None, None, "anchor", fault) for fault in faults)
     for entry in _ENTRIES.stream():
         number = int(entry["number"])
-        for finding in chain.follow(entry):
-            wrong += 1
-            yield finding
+        findings = list(chain.follow(entry))
         if entry["kind"] == "tombstone":
-            yield _tombstone(entry)
-        if entry["kind"] != "batch" or (first is not None and number < first) or (last is not None and number > last):
-            continue
-        found = _ROWS.row(*(entry[name] for name in ("rows_from", "rows_to", "first_transaction", "last_transaction", "first_id", "end_id", "ids")))
-        is_dropped = any(number < at and start <= entry["rows_from"] and entry["rows_to"] <= end for start, end, at in dropped)
-        if is_dropped and not found["row_count"]:
-            continue
-        batches, rows = batches + 1, rows + found["row_count"]
-        leaves = found["leaves"] or b""
-        if str(found["row_count"]) != entry["row_count"] or merkle.root(leaves).hex() != entry["root"]:
-            wrong += 1
-            yield from _differences(entry, numbers(found["ids"]), leaves)
+            findings.append(_tombstone(entry))
+        if entry["kind"] == "batch" and (first is None or first <= number) and (last is None or number <= last):
+            is_dropped = any(number < at and start <= entry["rows_from"] and entry["rows_to"] <= end for start, end, at in dropped)
+            found = _ROWS.row(*(entry[name] for name in _BATCH))
+            if found["row_count"] or not is_dropped:
+                batches, rows = batches + 1, rows + found["row_count"]
+                findings += _differences(entry, found)
+        is_intact = is_intact and all(finding.ok for finding in findings)
+        yield from findings
+    findings = [Finding(is_right, None, None, "anchor", text) for is_right, text in anchor.compare(anchors, chain.tree.size, chain.heads)]
     if first is None and last is None:
-        for finding in (*_strangers(chain, rows), *_sensitive()):
-            wrong += 1
-            yield finding
-    for is_right, text in anchor.compare(anchors, chain.tree.size, chain.heads):
-        yield Finding(is_right, None, None, "anchor", text)
+        findings += [*_strangers(chain, rows), *_sensitive()]
+    yield from findings
     yield Finding(
-        not wrong,
+        is_intact and all(finding.ok for finding in findings),
         chain.tree.size or None,
         None,
         "verified",
-        f"{batches} batches with {rows} rows; head {chain.tree.root().hex()}; "
-        + (f"{len(anchors)} anchors" if anchors else f"no anchor in {path}" if path else "no anchors: nothing tells whether the end was cut off"),
+        f"batches: {batches}, rows: {rows}, head: {chain.tree.root().hex()}, anchors: {len(anchors)}"
+        + ("" if anchors else f", none in {path} yet" if path else ", so that nothing tells whether the end was cut off"),
     )
 
 
@@ -262,9 +260,11 @@ def _tombstone(entry: dict[str, Any]) -> Finding:
     )
 
 
-def _differences(entry: dict[str, Any], ids: array[int], leaves: bytes) -> Iterator[Finding]:
+def _differences(entry: dict[str, Any], found: dict[str, Any]) -> Iterator[Finding]:
     """Name the rows of a batch that are not as they were sealed."""
-    number = int(entry["number"])
+    number, ids, leaves = int(entry["number"]), numbers(found["ids"]), found["leaves"] or b""
+    if str(found["row_count"]) == entry["row_count"] and merkle.root(leaves).hex() == entry["root"]:
+        return
     if not ids:
         is_covered = _IS_COVERED.row(entry["rows_from"], entry["rows_to"])["covered"]
         why = "" if is_covered else ": their partition was removed, and not by retention"

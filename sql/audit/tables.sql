@@ -38,8 +38,8 @@ create table if not exists llm.audit_log (
 
 comment on table llm.audit_log is
 'Who did what to which object, and when; never changed. tenant_id * is what is nobody''s; user_id is whom the application names, login_role who had
-logged in; before and after are a row''s values; sensitive_hash is the SHA-256 of what llm.sensitive_log holds for the event; transaction_id the writer,
-on this server; row_hash covers all other columns.';
+logged in; before and after are a row''s values; sensitive_hash is the SHA-256 of what llm.sensitive_log holds for the event; transaction_id the
+writer, on this server; row_hash covers all other columns.';
 
 -- "what has been written since", in an order in which nothing can appear behind the reader
 create index if not exists audit_log_by_transaction on llm.audit_log (transaction_id, id);
@@ -88,8 +88,8 @@ create unlogged table if not exists llm.audit_events (
 );
 
 comment on table llm.audit_events is
-'Takes events by COPY llm.audit_events (action, object_type, object_id, …) FROM, or INSERT, as llm.log_audit_event() takes them, and passes them on to the
-audit log at the end of the statement: it is always empty. Who writes them, when and for which tenant is not theirs to say.';
+'Takes events by COPY llm.audit_events (action, object_type, object_id, …) FROM, or INSERT, as llm.log_audit_event() takes them, and passes them on
+to the audit log at the end of the statement: it is always empty. Who writes them, when and for which tenant is not theirs to say.';
 
 alter table llm.audit_events owner to llm_owner;
 grant insert (user_id, action, object_type, object_id, details, client_info, before, after) on llm.audit_events to llm_admin, llm_app;

@@ -52,8 +52,8 @@ end
 $$;
 
 comment on function llm.delete_old_logs(integer) is
-'Drops months of the audit log, sensitive details included, all of whose events are older, as llm.manage_partitions() does on its own after a year; never
-single events, and no month that is not sealed. p_days_to_keep: at least 1. Returns whether anything was dropped. For superusers.
+'Drops months of the audit log, sensitive details included, all of whose events are older, as llm.manage_partitions() does on its own after a year;
+never single events, and no month that is not sealed. p_days_to_keep: at least 1. Returns whether anything was dropped. For superusers.
 Errors: invalid_parameter_value, lock_not_available.';
 
 
@@ -109,8 +109,8 @@ $$;
 alter function llm._audit_ddl() owner to llm_owner;
 
 comment on function llm._audit_ddl() is
-'Event trigger: writes an event of object type audit when a table, partition, trigger, column or rule of the audit log, or a trigger of an audited table, is
-altered or dropped. Not for llm.setup(), and not while row_security is off, as in a restore.';
+'Event trigger: writes an event of object type audit when a table, partition, trigger, column or rule of the audit log, or a trigger of an audited
+table, is altered or dropped. Not for llm.setup(), and not while row_security is off, as in a restore.';
 
 do $event_trigger$
 begin

@@ -25,8 +25,8 @@ end
 $$;
 
 comment on function llm._audited_columns(oid, text) is
-'The columns of a table as a select list; those of types that users made as text, by their output function, because to_jsonb() would call a cast of the
-user''s, as llm_owner. p_source: what stands before the period.';
+'The columns of a table as a select list; those of types that users made as text, by their output function, because to_jsonb() would call a cast of
+the user''s, as llm_owner. p_source: what stands before the period.';
 
 
 create function llm._audited_key(
@@ -127,7 +127,7 @@ declare
     v_masked      text[] := tg_argv[2];
     v_is_whole    boolean := tg_argv[1] = '{}' and tg_argv[2] = '{}';
     v_column      text := case when cardinality(v_key) = 1 then v_key[1] end;
-    v_tenant      text := llm._audit_tenant();
+    v_tenant      text := coalesce(llm.current_tenant(), '*');
     v_user        text := session_user;
     v_action      text := lower(tg_op);
     v_type        text := coalesce(pg_partition_root(tg_relid), tg_relid)::regclass::text;
@@ -205,8 +205,8 @@ $$;
 alter function llm._audit_changes() owner to llm_owner;
 
 comment on function llm._audit_changes() is
-'Trigger of audited tables: writes each row that a statement changed to the audit log. Arguments: the columns of the key, those to leave out, those to mask.
-Errors: object_not_in_prerequisite_state when a column to leave out or to mask is gone: nothing is written to the table then.';
+'Trigger of audited tables: writes each row that a statement changed to the audit log. Arguments: the columns of the key, those to leave out, those
+to mask. Errors: object_not_in_prerequisite_state when a column to leave out or to mask is gone: nothing is written to the table then.';
 
 
 create function llm._audit_triggers(
@@ -309,11 +309,11 @@ end
 $$;
 
 comment on function llm.audit_table(regclass, text[], text[], text[]) is
-'From now on every change of the table''s rows is an event of the audit log, in the same transaction: action insert, update, delete or truncate, object_type
-the table, object_id its key, before and after the row. Call it again to change how. p_table: any table outside schema llm; p_exclude: columns to leave
-out; p_mask: columns of which the log shows only that they have a value, and that it changed; p_key: the columns of object_id, by default the primary
-key. For superusers and for members of llm_admin who own the table. Errors: wrong_object_type; undefined_column; invalid_parameter_value when the key is
-to be hidden; insufficient_privilege.';
+'From now on every change of the table''s rows is an event of the audit log, in the same transaction: action insert, update, delete or truncate,
+object_type the table, object_id its key, before and after the row. Call it again to change how. p_table: any table outside schema llm; p_exclude:
+columns to leave out; p_mask: columns of which the log shows only that they have a value, and that it changed; p_key: the columns of object_id, by
+default the primary key. For superusers and for members of llm_admin who own the table. Errors: wrong_object_type; undefined_column;
+invalid_parameter_value when the key is to be hidden; insufficient_privilege.';
 
 
 create function llm.unaudit_table(
