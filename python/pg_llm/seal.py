@@ -57,7 +57,7 @@ _BEFORE = spi.plan(
     """
     select
         s.last_id,
-        (select max(least(upper(ids) - 1, s.last_id)) from llm.audit_seals) as last_sealed_id
+        (select max(least(upper(ids) - 1, s.last_id)) from llm.audit_seals where ids is not null) as last_sealed_id
     from (select coalesce(pg_sequence_last_value('llm.audit_log_id_seq'), 0) as last_id) s
     """
 )
