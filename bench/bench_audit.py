@@ -67,7 +67,10 @@ def many_at_once(cluster: Cluster, *, quick: bool) -> None:
             client.execute("select llm.log_audit_event(%s, %s, %s, %s::jsonb, %s)", event)
 
         def copied() -> None:
-            with client.cursor() as cursor, cursor.copy("copy llm.audit_events (action, object_type, object_id, details, user_id) from stdin") as copy:
+            with (
+                client.cursor() as cursor,
+                cursor.copy("copy llm.audit_events (action, object_type, object_id, details, user_id) from stdin") as copy,
+            ):
                 for _ in range(BATCH):
                     copy.write_row(event)
 

@@ -32,7 +32,7 @@ def compare(connection: psycopg.Connection, rows: int, factor: float, *, quick: 
     calls = (100 if quick else 400) if rows == 1 else 4
     rounds = 3 if quick else 9
     title(f"a row of an audited table, statements of {rows} rows; peer: supa_audit's published design")
-    next_id = {table: 0 for table in TABLES}
+    next_id = dict.fromkeys(TABLES, 0)
 
     def insert(table: str) -> Callable[[], object]:
         def call() -> object:

@@ -59,6 +59,9 @@ def acme(app: Client) -> Client:
 def admin(database: Database) -> Client:
     """An administrator's client, without a tenant."""
     return database.client("admin")
+
+
+@pytest.fixture
 def master_key(database: Database, tmp_path: Path) -> Path:
     """The key store of the test's database, with a master key: the directory."""
     return new_key_store(database, tmp_path / "keys")

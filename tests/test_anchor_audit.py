@@ -124,7 +124,7 @@ def test_a_log_that_was_written_anew_is_found(anchored: Client, app: Client) -> 
         anchored.run("select llm.seal_audit()")
     (fault,) = anchor_faults(anchored)
     assert "has another head for 4 entries: the log was written anew" in fault
-    with raises(DataCorrupted, match="the audit log is not the one that was anchored", hint="set back on purpose", detail="not the same"):
+    with raises(DataCorrupted, match="the audit log contradicts its anchors", hint="set back on purpose", detail="not the same"):
         anchored.run("select llm.anchor_audit()")
 
 
@@ -154,7 +154,7 @@ def test_aud_13_a_server_that_was_set_back_is_found_and_can_be_accepted(own_clus
         assert superuser.one("select anchored from llm.audit_seal_status()") == 4
         write(app, 7)
         superuser.run("select llm.seal_audit()")
-        with raises(DataCorrupted, match="is not the one that was anchored", detail="has 4 entries, the log 3"):
+        with raises(DataCorrupted, match="contradicts its anchors", detail="has 4 entries, the log 3"):
             superuser.run("select llm.anchor_audit()")
         accepted = superuser.one("select llm.anchor_audit('restored to noon')")
         assert (accepted["reason"], accepted["rolled_back_to"], accepted["size"]) == ("restored to noon", 2, 3)

@@ -67,7 +67,9 @@ def test_a_tenant_of_the_session_is_refused(app: Client) -> None:
         app.run(LOG, *EVENT)
 
 
-@pytest.mark.parametrize(("event", "what"), [((None, "b", "c"), "an action"), (("a", None, "c"), "the type of its object"), (("a", "b", None), "its object")])
+@pytest.mark.parametrize(
+    ("event", "what"), [((None, "b", "c"), "an action"), (("a", None, "c"), "the type of its object"), (("a", "b", None), "its object")]
+)
 def test_an_event_without_its_parts_is_refused(app: Client, event: tuple[str | None, ...], what: str) -> None:
     with raises(errors.InvalidParameterValue, f"an event without {what}$", hint="who did what to which object"):
         app.run(LOG, *event)
@@ -84,7 +86,9 @@ def test_text_that_cannot_be_stored_is_stored_when_it_is_cleaned(app: Client, au
     with raises(errors.UntranslatableCharacter, "unsupported Unicode escape sequence"):
         app.run("select llm.log_audit_event('a', 'b', 'c', '{\"k\": \"\\u0000\"}')")
     app.run(
-        "select llm.log_audit_event('a', 'b', llm.clean_text(%s), llm.clean_jsonb(%s))", b"nul \x00, bad \xff", '{"nul": "\\u0000", "lone": "\\ud800"}'
+        "select llm.log_audit_event('a', 'b', llm.clean_text(%s), llm.clean_jsonb(%s))",
+        b"nul \x00, bad \xff",
+        '{"nul": "\\u0000", "lone": "\\ud800"}',
     )
     assert events(auditor, "object_id, details") == [("nul \u241b0000, bad \u241bDCFF", {"nul": "\u241b0000", "lone": "\u241bD800"})]
 
@@ -125,7 +129,9 @@ def test_a_row_carries_the_hash_of_its_canonical_bytes(app: Client, db: Client) 
             ('t', e'ü\\\\x\\'\\n', 'a', 'o', '1', '{"a": "\\\\x\\n ü"}', '[]', 'null', '"x"', '::1', null, '\\x00ff', now()),
             ('t', '', '', '', '', null, null, null, null, '10.0.0.0/8', '', null, now() - interval '10 days')
         """)
-    app.run("set timezone = 'Asia/Kathmandu'").run("set datestyle = 'German'").run("set bytea_output = escape").run("set standard_conforming_strings = off")
+    app.run("set timezone = 'Asia/Kathmandu'").run("set datestyle = 'German'").run("set bytea_output = escape").run(
+        "set standard_conforming_strings = off"
+    )
     app.run("set extra_float_digits = 0").run("select llm.log_audit_event('a', 'b', 'c', '{\"f\": 0.1000}')")
     assert db.column("select row_hash from llm.audit_log order by id") == leaves(db)
     assert len(set(leaves(db))) == 3
@@ -152,7 +158,17 @@ def test_a_batch_is_written_in_its_order(app: Client, auditor: Client) -> None:
 
 @pytest.mark.parametrize(
     "batch",
-    [None, "null", "{}", "1", "[1]", '["a"]', "[null]", '[{"action": "a", "object_type": "b"}]', '[{"action": "a", "object_type": "b", "object_id": null}]'],
+    [
+        None,
+        "null",
+        "{}",
+        "1",
+        "[1]",
+        '["a"]',
+        "[null]",
+        '[{"action": "a", "object_type": "b"}]',
+        '[{"action": "a", "object_type": "b", "object_id": null}]',
+    ],
 )
 def test_a_batch_of_anything_else_is_refused_as_a_whole(app: Client, db: Client, batch: str | None) -> None:
     with raises(errors.InvalidParameterValue, "these are not events: ", hint="an array of objects"):
@@ -194,6 +210,7 @@ def test_what_is_not_a_writers_to_say_is_not_taken(app: Client, column: str) -> 
 
 
 # Who reads
+
 
 def test_aud_14_a_writer_reads_nothing_and_learns_no_ids(app: Client) -> None:
     """AUD-14"""
@@ -251,10 +268,13 @@ def test_a_bound_examiner_sees_his_tenant_only(three_tenants: Client, admin: Cli
 
 def test_filters_are_combined(app: Client, auditor: Client) -> None:
     for number in range(8):
-        app.run("select llm.log_audit_event(%s, %s, %s, p_user_id => %s)", "ab"[number % 2], "xy"[number // 2 % 2], str(number // 4), "uv"[number // 4])
+        app.run(
+            "select llm.log_audit_event(%s, %s, %s, p_user_id => %s)", "ab"[number % 2], "xy"[number // 2 % 2], str(number // 4), "uv"[number // 4]
+        )
     for arguments, expected in (
         ("p_action => 'a'", 4), ("p_action => 'a', p_object_type => 'x'", 2), ("'u', p_action => 'a', p_object_type => 'x'", 1),
-        ("p_object_id => '1'", 4), ("'v', p_object_id => '0'", 0), ("p_from => now() + interval '1 hour'", 0), ("p_to => now() - interval '1 hour'", 0),
+        ("p_object_id => '1'", 4), ("'v', p_object_id => '0'", 0), ("p_from => now() + interval '1 hour'", 0),
+        ("p_to => now() - interval '1 hour'", 0),
         ("p_from => now() - interval '1 hour', p_to => now() + interval '1 hour'", 8), ("p_limit => 3", 3), ("p_limit => 0", 0),
     ):  # fmt: skip
         assert len(events(auditor, arguments=arguments)) == expected, arguments
@@ -287,6 +307,7 @@ def test_a_page_begins_at_no_event_of_another_tenant(three_tenants: Client, audi
 
 
 # What there is a word for
+
 
 def test_authentication_and_security_have_words_of_their_own(app: Client, auditor: Client) -> None:
     """S001-331 to S001-334."""

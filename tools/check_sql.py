@@ -41,7 +41,7 @@ EXECUTES = {
     "llm._carry_out": "regclasses, which print themselves quoted",
     "llm._protect_partition": "names that format() or a regclass or regrole quotes, and triggers as pg_get_triggerdef() prints them",
     "llm._audit_changes": "columns, which the catalogue names and %I quotes; values are parameters",
-    "llm.audit_table": "a regclass, which prints itself quoted, constant triggers, and column names in %L",
+    "llm._make_audit_triggers": "a regclass, which prints itself quoted, constant triggers, and column names in %L",
     "llm.unaudit_table": "a regclass, which prints itself quoted, and the names of its triggers in %I",
     "llm._rewrap_batch": "names that format() or a regclass quotes, and a type as format_type() prints it",
     "llm._enforce_encryption": "names that format() or a regclass quotes",
@@ -114,7 +114,7 @@ class Code:
 
 def as_sql(script: str) -> str:
     """Return a script without what only psql and CREATE EXTENSION understand."""
-    return re.sub(r"^\\", "--", _SCHEMA_OF.sub("public", script), flags=re.MULTILINE)
+    return re.sub(r"@extschema:(\w+)@", r"\1", re.sub(r"^\\", "--", script, flags=re.MULTILINE))
 
 
 def statements(script: str) -> list[Statement]:

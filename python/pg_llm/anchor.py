@@ -103,7 +103,7 @@ def _write(file: int, path: str, facts: dict[str, Any], reason: str | None) -> s
     wrong = list(_wrong(known, size, heads))
     if wrong and reason is None:
         raise spi.DataCorrupted(
-            "the audit log is not the one that was anchored",
+            "the audit log contradicts its anchors",
             detail=f"{wrong[0].where} has {wrong[0].size} entries, the log {size}" + (", not the same." if wrong[0].size <= size else "."),
             hint="See llm.verify_audit(). If the server was set back on purpose, call llm.anchor_audit() with the reason.",
         )

@@ -66,6 +66,7 @@ create function llm._audit_ddl()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
+    v_off     boolean := not current_setting('row_security')::boolean;
     v_stack   text;
     v_query   text;
     v_command record;
@@ -92,16 +93,19 @@ begin
         get diagnostics v_stack = pg_context;
         -- A restore, which has row_security off, and our own steps are not news; that a month was dropped is.
         exit when to_regclass('llm.audit_log') is null
-            or tg_event = 'ddl_command_end' and not current_setting('row_security')::boolean
-            or v_stack ~ '(?n)^PL/pgSQL function llm[.](setup|audit_table|unaudit_table)[(]'
+            or tg_event = 'ddl_command_end' and v_off
+            or v_stack ~ '(?n)^PL/pgSQL function llm[.](setup|_make_audit_triggers|unaudit_table)[(]'
             or tg_event = 'ddl_command_end' and v_stack ~ '(?n)^PL/pgSQL function llm[.](create_partitions|_carry_out|_protect_new_partitions)[(]';
         v_query := current_query();
+        -- A restore may begin by dropping, and the log is written under row-level security.
+        perform set_config('row_security', 'on', true);
         perform llm.log_audit_event(
             lower(v_command.command_tag), 'audit'::text, v_command.object_identity,
             -- Only what is DDL itself: another statement may hold anything.
             case when v_query ~* '^\s*(alter|drop|create)\M' then jsonb_build_object('statement', left(v_query, 1000)) end,
             session_user::text, null::jsonb, null::jsonb, null::jsonb, null::text, 'llm_auditor'::text
         );
+        perform set_config('row_security', case when v_off then 'off' else 'on' end, true);
     end loop;
 end
 $$;

@@ -120,6 +120,7 @@ create function llm._audit_changes()
     volatile
     security definer
     set search_path = pg_catalog, pg_temp
+    set row_security = on
 as $$
 declare
     v_key         text[] := tg_argv[0];
@@ -239,6 +240,32 @@ comment on function llm._audit_triggers(regclass) is
 'The triggers that audit a table: names, and what they fire on and how, with %s for the table.';
 
 
+create function llm._make_audit_triggers(
+    p_table   regclass,
+    p_key     text[],
+    p_exclude text[],
+    p_mask    text[]
+)
+    returns void
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_trigger record;
+begin
+    for v_trigger in select * from llm._audit_triggers(p_table) loop
+        execute format('create or replace trigger %I after %s execute function llm._audit_changes(%L, %L, %L)',
+                       v_trigger.name, format(v_trigger.event, p_table), p_key, p_exclude, p_mask);
+        execute format('alter table %s enable always trigger %I', p_table, v_trigger.name);
+    end loop;
+end
+$$;
+
+comment on function llm._make_audit_triggers(regclass, text[], text[], text[]) is
+'The part of llm.audit_table() that makes the triggers, or changes their arguments.';
+
+
 create function llm.audit_table(
     p_table   regclass,
     p_exclude text[] default '{}',
@@ -254,7 +281,6 @@ declare
     v_key     text[];
     v_missing text;
     v_class   record;
-    v_trigger record;
 begin
     perform llm._require_storage();
     select c.relname, c.relkind, n.nspname into v_class from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_table;
@@ -294,11 +320,7 @@ begin
                   hint = 'Give another p_key, or leave its columns out of p_exclude and p_mask, which cannot be null.';
     end if;
 
-    for v_trigger in select * from llm._audit_triggers(p_table) loop
-        execute format('create or replace trigger %I after %s execute function llm._audit_changes(%L, %L, %L)',
-                       v_trigger.name, format(v_trigger.event, p_table), v_key, p_exclude, p_mask);
-        execute format('alter table %s enable always trigger %I', p_table, v_trigger.name);
-    end loop;
+    perform llm._make_audit_triggers(p_table, v_key, p_exclude, p_mask);
     insert into llm.audited_tables (table_schema, table_name, key_columns, excluded_columns, masked_columns)
     values (v_class.nspname, v_class.relname, v_key, p_exclude, p_mask)
     on conflict (table_schema, table_name) do update
@@ -375,7 +397,7 @@ begin
         where not exists (select from pg_trigger t where t.tgrelid = c.oid and t.tgname like 'llm\_audit\_%')
         order by 1
     loop
-        perform llm.audit_table(v_table.oid, v_table.excluded_columns, v_table.masked_columns, v_table.key_columns);
+        perform llm._make_audit_triggers(v_table.oid, v_table.key_columns, v_table.excluded_columns, v_table.masked_columns);
     end loop;
 end
 $$;
@@ -391,5 +413,5 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_admin'],
-    'audit_table', 'unaudit_table', '_audit_triggers', '_audit_changes'
+    'audit_table', 'unaudit_table', '_audit_triggers', '_make_audit_triggers', '_audit_changes'
 );

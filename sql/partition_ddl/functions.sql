@@ -88,7 +88,7 @@ begin
     end if;
     select * into strict v_set from llm.partition_sets s where s.parent = llm._partition_parent(p_parent);
     v_bounds := array(
-        select generate_series(w.begins_at, w.ends_at, v_set.partition_interval)
+        select generate_series(w.oldest_at, w.ends_at, v_set.partition_interval)
         from llm._partition_window(v_set.partition_interval, v_set.retention_days) w
     );
     return query execute format(
@@ -100,7 +100,7 @@ end
 $$;
 
 comment on function llm._default_rows(regclass, regclass) is
-'How many rows are in a default partition, by the partition that they should be in; fits: it lies in the window that is kept.';
+'How many rows are in a default partition, by the partition that they should be in; fits: it is near enough to now to have one.';
 
 
 create function llm._copy_rows(
@@ -202,8 +202,8 @@ end
 $$;
 
 comment on function llm._move_default_rows(regclass) is
-'Brings rows that landed in the default partition to partitions of their own, as far as they lie in the window that is kept, all or nothing. The table is
-locked meanwhile.';
+'Brings rows that landed in the default partition to partitions of their own, as far as they are near enough to now, all or nothing. The
+table is locked meanwhile.';
 
 
 create function llm._may_be_dropped(
@@ -392,8 +392,8 @@ end
 $$;
 
 comment on function llm._protect_partition(regclass) is
-'Gives a partition of one of pg_llm''s own tables what it does not take from its parent: owner, forced row-level security (without a policy of its own:
-nobody reads it by its own name), no privileges, and the triggers of TRUNCATE.';
+'Gives a partition of one of pg_llm''s own tables what it does not take from its parent: owner, forced row-level security (without a policy of its
+own: nobody reads it by its own name), no privileges, and the triggers of TRUNCATE.';
 
 
 create function llm._protect_new_partitions()
@@ -405,7 +405,8 @@ as $$
 declare
     v_partition regclass;
 begin
-    -- Whoever runs any DDL comes here: what is not in schema llm must cost little, and need no right. What is done to a partition later is not undone.
+    -- Whoever runs any DDL comes here: what is not in schema llm must cost little, and need no right. What is done to a partition later is
+    -- not undone.
     for v_partition in
         select i.inhrelid
         from pg_event_trigger_ddl_commands() d
@@ -422,7 +423,8 @@ end
 $$;
 
 comment on function llm._protect_new_partitions() is
-'Event trigger: whoever makes or attaches a partition of one of pg_llm''s own tables (llm.create_partitions(), pg_partman, a user), it is protected at once.';
+'Event trigger: whoever makes or attaches a partition of one of pg_llm''s own tables (llm.create_partitions(), pg_partman, a user), it is
+protected at once.';
 
 do $event_trigger$
 begin
@@ -433,6 +435,7 @@ begin
             execute function llm._protect_new_partitions();
     end if;
     alter event trigger llm_protect_new_partitions enable always;
+    comment on event trigger llm_protect_new_partitions is 'Protects the partitions of pg_llm''s own tables, whoever makes them.';
 end
 $event_trigger$;
 

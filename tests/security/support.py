@@ -22,6 +22,7 @@ SAMPLES: dict[str, Any] = {
     "integer": 1,
     "interval": timedelta(hours=1),
     "jsonb": '{"a": 1}',
+    "llm.audit_analysis": "(,1,{read},,{})",
     "llm.partition_action": "(llm.config,keep,llm.config,,,)",
     "llm.partition_strategy": "(llm.config,tenant_id,monthly,)",
     "name": "auditor",
