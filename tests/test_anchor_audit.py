@@ -57,7 +57,8 @@ def anchor_faults(client: Client) -> list[str]:
 def test_an_anchor_is_the_head_of_the_chain(anchored: Client, file: Path) -> None:
     assert [anchor["size"] for anchor in anchors(file)] == [2, 3, 4]
     assert f", head: {anchors(file)[-1]['head']}, anchors: 3" in anchored.one("select detail from llm.verify_audit() where kind = 'verified'")
-    assert anchor_faults(anchored) == faults(anchored) == []
+    assert anchor_faults(anchored) == []
+    assert faults(anchored) == []
     assert anchored.row("select anchored, anchor_path, anchor_problem from llm.audit_seal_status()") == (4, str(file), None)
     assert file.stat().st_mode & 0o022 == 0
 

@@ -260,7 +260,7 @@ def test_a_proof_convinces_without_a_database(sealed: Client, database: Database
 def test_a_changed_proof_is_refused(sealed: Client, tmp_path: Path) -> None:
     proof = prove(sealed, 33)
     ((size, head),) = verifier.heads(proof)
-    changes = (
+    changes: tuple[tuple[str, str, Any], ...] = (
         ("row", "action", "harmless"), ("row", "id", "34"), ("row", "timestamp", "2026-01-01T00:00:00.000000Z"), ("row", "application", None),
         ("leaf", "index", 3), ("leaf", "size", 11), ("leaf", "path", proof["leaf"]["path"][1:]), ("entry", "root", "00" * 32),
         ("entry", "row_count", "11"), ("entry", "kind", "life"), ("entry", "number", "4"), ("entry", "sealed_at", "x"),

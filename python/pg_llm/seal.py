@@ -286,7 +286,8 @@ def _seal_cell(rows_from: str, rows_to: str, window: Window, position: tuple[int
     limits = str(window.end), window.first_id, window.known, str(window.begin)
     while True:
         batch = _BATCH.row(rows_from, rows_to, str(position[0]), position[1], *limits, batch_rows)
-        if not batch["row_count"]:
+        row_count: int = batch["row_count"]
+        if not row_count:
             return sealed
         ids, leaves = numbers(batch["ids"]), batch["leaves"]
         ranges = multirange(ids)
@@ -298,12 +299,12 @@ def _seal_cell(rows_from: str, rows_to: str, window: Window, position: tuple[int
             "last_transaction": batch["last_transaction"],
             "horizon": window.horizon,
             "ids": ranges,
-            "row_count": str(batch["row_count"]),
+            "row_count": str(row_count),
             "root": merkle.root(leaves).hex(),
         }
         append(fields, fingerprints=fingerprints(leaves))
-        sealed += batch["row_count"]
-        if batch["row_count"] < batch_rows:
+        sealed += row_count
+        if row_count < batch_rows:
             return sealed
         last = batch["last_transaction"]
         position = int(last), _LAST_OF_BATCH.row(rows_from, rows_to, last, ids[0], ids[-1], ranges)["id"]
