@@ -167,6 +167,16 @@ def fill(database: Database) -> None:
     superuser.run("create table public.visits (at timestamptz not null default now()) partition by range (at)")
     superuser.run("select llm.create_partitions(('public.visits', 'at', 'daily', 30)::llm.partition_strategy)")
     superuser.run("insert into public.visits (at) select now() - n * interval '1 day' from generate_series(0, 4) n")
+    for tenant in ("acme", "globex"):
+        with app.tenant(tenant):
+            app.run("select llm.log_audit_event('read', 'document', llm.clean_text('\\x00e29ca8'), '{\"n\": [1, null, \"\\\\ \\n é\"]}', 'ann')")
+            app.run("insert into llm.audit_events (action, object_type, object_id) select 'a', 'b', i::text from generate_series(1, 100) i")
+    superuser.run("""
+        insert into llm.sensitive_log (tenant_id, audit_log_id, audit_timestamp, encrypted_details, access_level)
+        select tenant_id, id, "timestamp", '\\x0102', 'llm_auditor' from llm.audit_log limit 1
+        """)
+    superuser.run("create table public.orders (id int primary key, secret text)").run("select llm.audit_table('public.orders', p_mask => '{secret}')")
+    superuser.run("insert into public.orders values (1, 'x'), (2, 'y')").run("update public.orders set secret = 'z' where id = 2")
     # Past 2^31: what a 32-bit sequence or a client's int would lose.
     superuser.run("select setval('llm.config_history_id_seq', 3000000000)")
     admin.run("select llm.save_config('limit', '11')")

@@ -22,10 +22,14 @@ SAMPLES: dict[str, Any] = {
     "integer": 1,
     "interval": timedelta(hours=1),
     "jsonb": '{"a": 1}',
+    "llm.audit_access": None,
     "llm.audit_analysis": "(,1,{read},,{})",
+    "llm.authentication_event": "login",
     "llm.partition_action": "(llm.config,keep,llm.config,,,)",
     "llm.partition_strategy": "(llm.config,tenant_id,monthly,)",
+    "llm.security_event": "api_key_used",
     "name": "auditor",
+    "oid": 1,
     "regclass": "llm.config",
     "text": "probe",
     "text[]": ["probe"],
@@ -129,16 +133,19 @@ def relations(db: Client, kinds: str = "rpvmS") -> list[str]:
     return [str(name) for name in names]
 
 
-def tenant_tables(db: Client) -> list[str]:
-    """Return the qualified names of the tables whose rows are a tenant's, without partitions."""
+def tenant_tables(db: Client, reader: str | None = None) -> list[str]:
+    """Return the qualified names of the tables whose rows are a tenant's, without partitions; with a role, those that it may read."""
     return db.column(
         """
-        select format('llm.%I', c.relname)
+        select format('llm.%%I', c.relname)
         from pg_class c
         join pg_attribute a on a.attrelid = c.oid and a.attname = 'tenant_id' and not a.attisdropped
         where c.relnamespace = 'llm'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition
+            and (%s::text is null or has_table_privilege(%s::text, c.oid, 'select'))
         order by 1
-        """
+        """,
+        reader,
+        reader,
     )
 
 

@@ -19,6 +19,8 @@ CALLERS = ("postgres", "admin", "app", "reader", "auditor")
 FORGED: dict[str, Any] = {
     "bigint": 666,
     "boolean": False,
+    "bytea": b"FORGED",
+    "inet": "6.6.6.6",
     "integer": 666,
     "interval": timedelta(days=666),
     "jsonb": '"FORGED"',
