@@ -150,9 +150,9 @@ def test_a_batch_is_written_in_its_order(app: Client, auditor: Client) -> None:
     with app.tenant("acme"):
         assert app.one("select llm.log_audit_events(%s)", Jsonb(MANY)) == 3
         assert app.one("select llm.log_audit_events('[]')") == 0
-    assert events(auditor, "tenant_id, object_id, user_id, details, client_info, before, login_role") == [
-        ("acme", "1", "ann", {"n": 1}, {"ip": "::1"}, None, "app"), ("acme", "2", "app", None, None, [1], "app"),
-        ("acme", "", "app", None, None, None, "app"),
+    assert events(auditor, "tenant_id, object_id, user_id, details, client_info, before, login_role, after is null") == [
+        ("acme", "1", "ann", {"n": 1}, {"ip": "::1"}, None, "app", True), ("acme", "2", "app", None, None, [1], "app", True),
+        ("acme", "", "app", None, None, None, "app", True),
     ]  # fmt: skip
 
 
@@ -166,6 +166,8 @@ def test_a_batch_is_written_in_its_order(app: Client, auditor: Client) -> None:
         "[1]",
         '["a"]',
         "[null]",
+        "[[]]",
+        '[[{"action": "a", "object_type": "b", "object_id": "c"}]]',
         '[{"action": "a", "object_type": "b"}]',
         '[{"action": "a", "object_type": "b", "object_id": null}]',
     ],

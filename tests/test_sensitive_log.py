@@ -152,3 +152,17 @@ def test_without_a_master_key_sensitive_details_are_refused_and_others_are_not(d
     with fresh.tenant("acme"):
         fresh.run("select llm.log_audit_event('a', 'b', 'c')")
     assert db.one("select count(*) from llm.audit_log") == 1
+
+
+def test_what_ends_the_use_of_a_key_is_an_event(event: int, app: Client, admin: Client, db: Client) -> None:
+    """S001-334: revocation, break-glass and shredding."""
+    with app.tenant("acme"):
+        ciphertext = app.one("select llm.encrypt_data('text')")
+    key = db.one("select key_id::text from llm.data_keys where tenant_id = 'acme'")
+    with admin.tenant("acme"):
+        admin.run("select llm.revoke_key(%s, 'lost laptop')", key)
+        assert admin.one("select llm.break_glass_decrypt(%s, 'court order')", ciphertext) == "text"
+        admin.run("select llm.shred_key(%s)", key)
+    rows = db.rows("select action, object_id, tenant_id, login_role from llm.get_audit_logs(p_object_type => 'key') order by id")
+    assert [row[0] for row in rows] == ["revoked", "read by break-glass", "shredded"]
+    assert {row[1:] for row in rows} == {(key, "acme", "admin")}

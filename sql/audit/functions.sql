@@ -104,8 +104,9 @@ create function llm._audit_events(
     set search_path = pg_catalog, pg_temp
 as $$
     select
-        e.value ->> 'action', e.value ->> 'object_type', e.value ->> 'object_id', e.value -> 'details', e.value ->> 'user_id',
-        e.value -> 'client_info', e.value -> 'before', e.value -> 'after', e.value ->> 'sensitive', e.value ->> 'access_level'
+        e.value ->> 'action', e.value ->> 'object_type', e.value ->> 'object_id', nullif(e.value -> 'details', 'null'), e.value ->> 'user_id',
+        nullif(e.value -> 'client_info', 'null'), nullif(e.value -> 'before', 'null'), nullif(e.value -> 'after', 'null'),
+        e.value ->> 'sensitive', e.value ->> 'access_level'
     from jsonb_array_elements(p_events) e
 $$;
 
@@ -128,14 +129,18 @@ declare
     v_user        text := session_user;
     v_address     inet := inet_client_addr();
     v_application text := current_setting('application_name');
+    v_is_good     boolean;
     v_count       bigint;
     v_sensitive   record;
 begin
-    if jsonb_typeof(p_events) is distinct from 'array'
-        or p_events @? '$[*] ? (!(exists(@.action) && exists(@.object_type) && exists(@.object_id)))'
-        or p_events @? '$[*] ? (@.action == null || @.object_type == null || @.object_id == null)'
-    then
-        raise exception 'these are not events: %', left(coalesce(jsonb_typeof(p_events), 'null'), 20)
+    v_is_good := jsonb_typeof(p_events) is not distinct from 'array';
+    if v_is_good then
+        v_is_good := not exists (
+            select from llm._audit_events(p_events) e where e.action is null or e.object_type is null or e.object_id is null
+        );
+    end if;
+    if not v_is_good then
+        raise exception 'these are not events: %', coalesce(jsonb_typeof(p_events), 'null')
             using errcode = 'invalid_parameter_value',
                   hint = 'Give an array of objects, each with action, object_type and object_id.';
     end if;

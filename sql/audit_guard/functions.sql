@@ -99,12 +99,19 @@ begin
         v_query := current_query();
         -- A restore may begin by dropping, and the log is written under row-level security.
         perform set_config('row_security', 'on', true);
-        perform llm.log_audit_event(
-            lower(v_command.command_tag), 'audit'::text, v_command.object_identity,
-            -- Only what is DDL itself: another statement may hold anything.
-            case when v_query ~* '^\s*(alter|drop|create)\M' then jsonb_build_object('statement', left(v_query, 1000)) end,
-            session_user::text, null::jsonb, null::jsonb, null::jsonb, null::text, 'llm_auditor'::text
-        );
+        begin
+            perform llm.log_audit_event(
+                lower(v_command.command_tag), 'audit'::text, v_command.object_identity,
+                -- Only what is DDL itself: another statement may hold anything.
+                case when v_query ~* '^\s*(alter|drop|create)\M' then jsonb_build_object('statement', left(v_query, 1000)) end,
+                session_user::text, null::jsonb, null::jsonb, null::jsonb, null::text, 'llm_auditor'::text
+            );
+        exception
+            when others then
+                -- Who takes away what writing needs is not stopped; the server's log has it then.
+                raise warning 'the audit log cannot note that % did % to %', session_user, lower(v_command.command_tag), v_command.object_identity
+                    using detail = sqlerrm;
+        end;
         perform set_config('row_security', case when v_off then 'off' else 'on' end, true);
     end loop;
 end
@@ -114,7 +121,7 @@ alter function llm._audit_ddl() owner to llm_owner;
 
 comment on function llm._audit_ddl() is
 'Event trigger: writes an event of object type audit when a table, partition, trigger, column or rule of the audit log, or a trigger of an audited
-table, is altered or dropped. Not for llm.setup(), and not while row_security is off, as in a restore.';
+table, is altered or dropped, or a warning if that is impossible. Not for llm.setup(), and not while row_security is off, as in a restore.';
 
 do $event_trigger$
 begin

@@ -250,6 +250,12 @@ declare
     v_id bigint;
 begin
     insert into llm.key_events (tenant_id, key_id, event, details) values (p_tenant, p_key, p_event, p_details) returning id into v_id;
+    if p_event not in ('made', 'rotated') then
+        perform llm.log_audit_event(
+            p_event, 'key'::text, coalesce(p_key::text, ''), p_details, session_user::text, null::jsonb, null::jsonb, null::jsonb, null::text,
+            'llm_auditor'::text
+        );
+    end if;
     return v_id;
 end
 $$;
