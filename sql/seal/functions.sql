@@ -12,12 +12,12 @@ row edited, row missing, rows missing, row inserted, rows changed, entry changed
 
 
 create function llm._audit_partitions()
-    returns table (partition regclass, rows_from timestamptz, rows_to timestamptz)
+    returns table (partition oid, rows_from timestamptz, rows_to timestamptz)
     language sql
     stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select c.oid::regclass, b.bound[1]::timestamptz, b.bound[2]::timestamptz
+    select c.oid, b.bound[1]::timestamptz, b.bound[2]::timestamptz
     from pg_inherits i
     join pg_class c on c.oid = i.inhrelid
     cross join regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''(.+)''\) TO \(''(.+)''\)') b (bound)
