@@ -108,6 +108,7 @@ def test_an_old_snapshot_does_not_seal(db: Client) -> None:
 def test_one_session_seals_at_a_time(database: Database, db: Client, app: Client) -> None:
     write(app, 3)
     first, second = database.clients(2, "admin")
+    second.run("set lock_timeout = '1s'")
     with first.transaction():
         assert first.one("select llm.seal_audit()") == 3
         assert second.one("select llm.seal_audit()") is None
