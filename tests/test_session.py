@@ -245,6 +245,9 @@ def test_a_touch_writes_only_when_it_is_due(sessions: Sessions, db: Client, app:
     assert writes(db, session) == before
     then = db.one("update llm.sessions set last_active = now() - interval '61 s' where session_id = %s returning last_active", session)
     with app.tenant("acme"):
+        due = "select is_touch_due from llm.verify_session(%s) union all select is_touch_due from llm.get_session(%s)"
+        assert app.column(due, token, session) == [True, True]
+        assert app.column(due, sessions["acme", BOB][1], sessions["acme", BOB][0]) == [False, False]
         assert app.one("select llm.touch_session(%s)", session) is True
     assert db.one("select last_active > %s + interval '61 s' from llm.sessions where session_id = %s", then, session) is True
     # A tenth of a short idle time-out.

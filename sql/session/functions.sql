@@ -1,17 +1,19 @@
 create type llm.session_access as (
-    session_id   uuid,
-    user_id      uuid,
-    created_at   timestamptz,
-    last_active  timestamptz,
-    metadata     jsonb,
-    context      jsonb,
-    device       text,
-    expires_at   timestamptz,
-    tenant_id    text
+    session_id    uuid,
+    user_id       uuid,
+    created_at    timestamptz,
+    last_active   timestamptz,
+    metadata      jsonb,
+    context       jsonb,
+    device        text,
+    expires_at    timestamptz,
+    tenant_id     text,
+    is_touch_due  boolean
 );
 
 comment on type llm.session_access is
-'A live session: last_active is right to a minute, or a tenth of its idle time-out if that is less.';
+'A live session: last_active is right to a minute, or a tenth of its idle time-out if that is less; is_touch_due: it would be wrong without
+llm.touch_session().';
 
 
 -- Beginning
@@ -136,7 +138,10 @@ create function llm.verify_session(
     language sql
     stable
 as $$
-    select s.session_id, s.user_id, s.created_at, s.last_active, s.metadata, s.context, s.device, s.expires_at, s.tenant_id
+    select s.session_id, s.user_id, s.created_at, s.last_active, s.metadata, s.context, s.device, s.expires_at, s.tenant_id,
+        s.last_active operator(pg_catalog.<) (
+            pg_catalog.statement_timestamp() operator(pg_catalog.-) least('1 minute'::pg_catalog.interval, s.idle_timeout operator(pg_catalog./) 10)
+        )
     from llm.sessions s
     where s.token_prefix operator(pg_catalog.=) pg_catalog.substr(p_token, 6, 16)
         and s.token_hash operator(pg_catalog.=) pg_catalog.sha256(
@@ -150,8 +155,8 @@ $$;
 
 comment on function llm.verify_session(text, text) is
 'The live session that a token is of, in the current tenant, and writes nothing; no row when the token is forged, or its session ended, expired or idle for
-too long. p_device: the fingerprint that the session must have begun with, null for any. Then call llm.touch_session(). Errors:
-object_not_in_prerequisite_state when the tenant was not set by llm.set_tenant().';
+too long. p_device: the fingerprint that the session must have begun with, null for any. When is_touch_due, call llm.touch_session().
+Errors: object_not_in_prerequisite_state when the tenant was not set by llm.set_tenant().';
 
 
 -- security definer: which tenant it is, only the token tells.
@@ -166,19 +171,25 @@ create function llm.resume_session(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_tenant  text := llm.current_tenant();
+    -- Not llm.current_tenant(), nor llm.set_tenant(): their plans, which depend on row-level security, would be made anew each time the role changes.
+    v_tenant  text := nullif(llm._audit_tenant(), '*');
     v_session llm.session_access;
 begin
-    perform llm.set_user(null::uuid);
+    perform set_config('llm.user_id', '', true);
     select * into v_session from llm.verify_session(p_token, p_device) s where coalesce(s.tenant_id = v_tenant, v_tenant is null);
     if not found then
         raise exception 'the session is not valid'
             using errcode = 'invalid_authorization_specification',
                   hint = 'Let the user log in again: llm.authenticate(), llm.open_session().';
     end if;
-    perform llm.set_tenant(v_session.tenant_id);
-    perform llm.set_user(v_session.user_id);
-    perform llm.touch_session(v_session.session_id);
+    perform
+        set_config('llm.tenant', v_session.tenant_id, true),
+        set_config('llm.tenant_set_at', date_part('epoch', now())::text, true),
+        set_config('llm.user_id', v_session.user_id::text, true),
+        set_config('llm.user_set_at', date_part('epoch', now())::text, true);
+    if v_session.is_touch_due then
+        perform llm._note_session_use(v_session.tenant_id, v_session.session_id);
+    end if;
     return v_session;
 end
 $$;
@@ -214,18 +225,8 @@ begin
     if not found then
         return false;
     end if;
-    if v_is_due and not current_setting('transaction_read_only')::boolean then
-        -- One touch is enough: who comes second does not wait for the first one's transaction.
-        update llm.sessions s
-        set last_active = statement_timestamp()
-        where (s.tenant_id, s.session_id) in (
-            select l.tenant_id, l.session_id
-            from llm.sessions l
-            where l.tenant_id = v_tenant
-                and l.session_id = p_session_id
-                and l.ended_at is null
-            for no key update skip locked
-        );
+    if v_is_due then
+        perform llm._note_session_use(v_tenant, p_session_id);
     end if;
     return true;
 end
@@ -234,6 +235,37 @@ $$;
 comment on function llm.touch_session(uuid) is
 'Notes that a session is in use; writes only when the last note is a minute old, or a tenth of its idle time-out if that is less. Returns whether the
 session is live.';
+
+
+create function llm._note_session_use(
+    p_tenant     text,
+    p_session_id uuid
+)
+    returns void
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if current_setting('transaction_read_only')::boolean then
+        return;
+    end if;
+    -- One note is enough: who comes second does not wait for the first one's transaction.
+    update llm.sessions s
+    set last_active = statement_timestamp()
+    where (s.tenant_id, s.session_id) in (
+        select l.tenant_id, l.session_id
+        from llm.sessions l
+        where l.tenant_id = p_tenant
+            and l.session_id = p_session_id
+            and l.ended_at is null
+        for no key update skip locked
+    );
+end
+$$;
+
+comment on function llm._note_session_use(text, uuid) is
+'Writes that a session is in use, unless another transaction is writing it, or this one may not write.';
 
 
 create function llm.get_session(
@@ -248,7 +280,9 @@ declare
     v_tenant text := llm._user_tenant();
 begin
     return query
-        select s.session_id, s.user_id, s.created_at, s.last_active, s.metadata, s.context, s.device, s.expires_at, s.tenant_id
+        select
+            s.session_id, s.user_id, s.created_at, s.last_active, s.metadata, s.context, s.device, s.expires_at, s.tenant_id,
+            s.last_active < statement_timestamp() - least(interval '1 minute', s.idle_timeout / 10)
         from llm.sessions s
         where s.tenant_id = v_tenant
             and s.session_id = p_session_id
@@ -507,7 +541,7 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app'],
-    'touch_session', '_end_sessions_of_user'
+    'touch_session', '_note_session_use', '_end_sessions_of_user'
 );
 
 select llm._grant_execute(

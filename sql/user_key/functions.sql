@@ -56,7 +56,7 @@ create function llm.verify_user_api_key(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_tenant text := llm.current_tenant();
+    v_tenant text := nullif(llm._audit_tenant(), '*');
     v_key    record;
 begin
     select k.key_id, k.tenant_id, k.user_id, k.name, k.scopes, coalesce(k.last_used_at < statement_timestamp() - interval '1 minute', true) as is_to_be_noted

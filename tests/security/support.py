@@ -23,6 +23,7 @@ SAMPLES: dict[str, Any] = {
     "interval": timedelta(hours=1),
     "jsonb": '{"a": 1}',
     "llm.audit_access": None,
+    "llm.audit_analysis": "(,1,{read},,{})",
     "llm.authentication_event": "login",
     "llm.partition_action": "(llm.config,keep,llm.config,,,)",
     "llm.partition_strategy": "(llm.config,tenant_id,monthly,)",
