@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +10,9 @@ from time import perf_counter
 
 import psycopg
 
+from bench import support
 from bench.support import database, fact, kept, one
 from tools.cluster import Cluster
-
-#: Set to go on to 10^7 rows: filling alone takes some minutes, and 6 GB.
-LARGE = "PG_LLM_BENCH_LARGE"
 
 #: For a million rows.
 MOST_SECONDS, MOST_MEGABYTES = 60, 300
@@ -70,7 +67,7 @@ def watched(connection: psycopg.Connection) -> Iterator[Memory]:
 def run(cluster: Cluster, *, quick: bool) -> None:
     """Seal, verify, prove and analyze logs of growing length."""
     sizes = [10_000, 100_000] if quick else [10_000, 100_000, 1_000_000]
-    if os.environ.get(LARGE):
+    if support.large:  # filling alone takes some minutes, and 6 GB
         sizes.append(10_000_000)
     for size in sizes:
         with database(cluster, "seal") as connection:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
+from threading import Event
 from typing import Any
 
 import psycopg
@@ -202,6 +204,37 @@ def test_ids_that_rows_share_are_sealed_and_verified(db: Client) -> None:
     assert faults(db) == []
     disarm(db).run("update llm.audit_log set action = 'b' where tenant_id = 'tenant 7'")
     assert [kind for _, _, kind in faults(db)] == ["rows changed"]
+
+
+def peak(client: Client, statement: str) -> float:
+    """Return the most memory of its own, in MB, that a client's backend has while it runs a statement."""
+    status, is_over, most = Path(f"/proc/{client.connection.info.backend_pid}/status"), Event(), [0.0]
+
+    def watch() -> None:
+        while not is_over.wait(0.005):
+            (line,) = (line for line in status.read_text().splitlines() if line.startswith("RssAnon:"))
+            most[0] = max(most[0], int(line.split()[1]) / 1024)
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        client.run(statement)
+        is_over.set()
+        watching.result()
+    return most[0]
+
+
+def test_aud_10_memory_does_not_grow_with_the_log(database: Database, db: Client) -> None:
+    """AUD-10: neither to seal, nor to verify, nor to analyze; of 24 times the rows, which are 30 MB."""
+    calls = ("llm.seal_audit(p_batch_rows => 5000)", "llm.verify_audit()", "llm.analyze_audit_logs()", "llm.audit_anomalies()")
+    peaks = []
+    for count in (5_000, 115_000):
+        db.run(f"""
+            insert into llm.audit_log (tenant_id, user_id, action, object_type, object_id, details)
+            select 'acme', 'user ' || i % 100, 'read', 't', i::text, jsonb_build_object('x', repeat('y', 200)) from generate_series(1, {count}) i
+            """)
+        peaks.append([peak(database.client(), f"select count(*) from {call}") for call in calls])
+    for call, small, large in zip(calls, *peaks, strict=True):
+        assert large < small + 25, (call, small, large)
 
 
 SETTINGS = (

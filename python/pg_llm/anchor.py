@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from . import kdf, key_store, merkle, spi
+from . import key_store, merkle, secret, spi
 
 FORMAT = "pg_llm audit anchor 1"
 
@@ -248,14 +248,14 @@ def _signature(anchor: dict[str, Any], keys: dict[int, bytes]) -> str | None:
     if version not in keys:
         keys[version] = key_store.anchor_key(version)
     message = json.dumps({name: value for name, value in anchor.items() if name != "signature"}, sort_keys=True)
-    return kdf.digest(keys[version], message.encode(), "sha256").hex()
+    return secret.digest(keys[version], message.encode(), "sha256").hex()
 
 
 def _fault_of_signature(anchor: dict[str, Any], keys: dict[int, bytes]) -> str | None:
     if not anchor.get("signature"):
         return None
     try:
-        is_right = kdf.compare_digest(_signature(anchor, keys) or "", anchor["signature"])
+        is_right = secret.compare_digest(_signature(anchor, keys) or "", anchor["signature"])
     except (spi.Error, spi.ServerError, KeyError, TypeError, ValueError) as error:
         return f"has a signature that cannot be checked: {error}"
     return None if is_right else "has a wrong signature"

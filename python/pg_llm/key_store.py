@@ -10,7 +10,7 @@ from binascii import unhexlify
 from typing import NamedTuple
 from uuid import UUID
 
-from . import kdf, spi
+from . import secret, spi
 from .coherence import Cache
 
 #: Bytes of a master key, and of a tenant's secret.
@@ -23,8 +23,6 @@ _RESTORE = "Restore this file of the key store from its backup."
 _SAFE_FILE = "It must be a regular file of the server's own user, with mode 0400."
 _SAFE_PLACE = "Name a directory of the server's own user, with mode 0700, outside the data directory."
 
-_MODE = stat.S_IFREG | 0o400
-_SERVER_USER = os.geteuid()
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 #: Open files of a backend: path, then descriptor, inode, device.
@@ -61,18 +59,33 @@ def master(version: int) -> Master:
     return found
 
 
+_works: bool | None = None
+
+
+def require_working_python() -> None:
+    """Raise when this interpreter's cryptography does not give the known answers; asked once a session."""
+    global _works
+    if _works is None:
+        _works = secret.self_test()
+    if not _works:
+        raise spi.ObjectNotInPrerequisiteState(
+            "the server's Python fails the test of its cryptography",
+            hint="llm.doctor() tells what replaced its modules; restart the server without it.",
+        )
+
+
 def wrapping_keys(version: int, tenant_key: bytes) -> bytes:
     """Return the 64 bytes, for encryption and for authentication, that wrap a tenant's key."""
     where = master(version)
     # Either half of 64 random bytes is enough to make them a secret.
-    key = _master_key(where) + _secret(where.location, tenant_key) if where.provider == "file" else kdf.extract(b"", _master_key(where))
-    return kdf.expand(key, b"pg_llm tenant key" + tenant_key)
+    key = _master_key(where) + _secret(where.location, tenant_key) if where.provider == "file" else secret.extract(b"", _master_key(where))
+    return secret.expand(key, b"pg_llm tenant key" + tenant_key)
 
 
 def anchor_key(version: int) -> bytes:
     """Return the key that signs anchors of the audit log."""
     _require_right(master(version))
-    return kdf.expand(kdf.extract(b"", _master_key(master(version))), b"pg_llm audit anchor", 32)
+    return secret.expand(secret.extract(b"", _master_key(master(version))), b"pg_llm audit anchor", 32)
 
 
 def add_tenant_secret(version: int, tenant_key: str) -> None:
@@ -80,7 +93,7 @@ def add_tenant_secret(version: int, tenant_key: str) -> None:
     where = master(version)
     if where.provider == "file":
         _require_right(where)
-        _create(_secret_path(where.location, UUID(tenant_key).bytes), kdf.urandom(KEY_BYTES))
+        _create(_secret_path(where.location, UUID(tenant_key).bytes), secret.urandom(KEY_BYTES))
 
 
 def remove_tenant_secret(tenant_key: str) -> bool:
@@ -99,17 +112,18 @@ def carry_tenant_secret(old_version: int, new_version: int, tenant_key: str) -> 
     if new.provider == "file" and new.location != old.location:
         path = _secret_path(new.location, key)
         if not os.path.lexists(path):
-            _create(path, _secret(old.location, key) if old.provider == "file" else kdf.urandom(KEY_BYTES))
+            _create(path, _secret(old.location, key) if old.provider == "file" else secret.urandom(KEY_BYTES))
 
 
 def prepare(version: int, location: str | None, command: list[str] | None) -> list[tuple[str, str | None, list[str] | None, bytes]]:
     """Check where a new master key is or is to be, make it if it is a file that is missing, and return the row of llm.master_keys."""
+    require_working_python()
     if location is None:
         where = Master(version, "command", "", command or [], b"")
         return [("command", None, command, _fingerprint(_master_key(where)))]
     path = _safe_directory(location)
     if not os.path.lexists(_master_path(path, version)):
-        _create(_master_path(path, version), kdf.urandom(KEY_BYTES).hex().encode() + b"\n")
+        _create(_master_path(path, version), secret.urandom(KEY_BYTES).hex().encode() + b"\n")
     return [("file", path, None, _fingerprint(_master_key(Master(version, "file", path, [], b""))))]
 
 
@@ -123,8 +137,8 @@ def _safe_directory(location: str) -> str:
     try:
         status = os.stat(path)
     except OSError as error:
-        raise spi.ConfigFileError(f"{path} cannot be used: {error.strerror}", hint=_SAFE_PLACE) from None
-    if not stat.S_ISDIR(status.st_mode) or stat.S_IMODE(status.st_mode) & 0o077 or status.st_uid != _SERVER_USER:
+        raise spi.ConfigFileError(f"{path} cannot be looked at: {error.strerror}", hint=_SAFE_PLACE) from None
+    if not stat.S_ISDIR(status.st_mode) or stat.S_IMODE(status.st_mode) & 0o077 or status.st_uid != secret.USER:
         raise spi.ConfigFileError(f"{path} is not safe: user {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}", hint=_SAFE_PLACE)
     return path
 
@@ -135,7 +149,7 @@ def require_right(version: int) -> None:
 
 
 def _require_right(where: Master) -> None:
-    if not kdf.compare_digest(_fingerprint(_master_key(where)), where.fingerprint):
+    if not secret.compare_digest(_fingerprint(_master_key(where)), where.fingerprint):
         raise spi.ConfigFileError(
             f"master key version {where.version} is not the key that it was",
             hint="Bring back the key with which llm.add_master_key() made this version.",
@@ -143,7 +157,7 @@ def _require_right(where: Master) -> None:
 
 
 def _fingerprint(key: bytes) -> bytes:
-    return kdf.expand(key, b"pg_llm fingerprint", 16)
+    return secret.expand(key, b"pg_llm fingerprint", 16)
 
 
 def _master_key(where: Master) -> bytes:
@@ -163,19 +177,19 @@ def _secret_path(location: str, tenant_key: bytes) -> str:
 
 def _secret(location: str, tenant_key: bytes) -> bytes:
     path = _secret_path(location, tenant_key)
-    secret = _read_file(path, "the tenant's secret")
-    if len(secret) != KEY_BYTES:
+    content = _read_file(path, "the tenant's secret")
+    if len(content) != KEY_BYTES:
         raise spi.ConfigFileError(
-            f"{path} has {len(secret)} bytes instead of {KEY_BYTES}", hint="Restore this file of the key store from its backup."
+            f"{path} has {len(content)} bytes instead of {KEY_BYTES}", hint="Restore this file of the key store from its backup."
         )
-    return secret
+    return content
 
 
 def _read_file(path: str, what: str) -> bytes:
     try:
         status = os.lstat(path)
-        if status.st_mode != _MODE or status.st_uid != _SERVER_USER:
-            raise spi.ConfigFileError(f"{path} {fault(status)}", hint=_SAFE_FILE)
+        if status.st_mode != secret.MODE or status.st_uid != secret.USER:
+            raise spi.ConfigFileError(f"{path} {secret.fault(status)}", hint=_SAFE_FILE)
         return os.pread(_descriptor(path, status), 200, 0)
     except (FileNotFoundError, NotADirectoryError):
         raise spi.ConfigFileError(f"{what} is missing: there is no {path}", hint=_RESTORE) from None
@@ -223,20 +237,11 @@ def check() -> list[tuple[str, bool, str, str]]:
         ("master keys", not wrong, "; ".join(wrong) or found or "none is configured: nothing is encrypted", hint),
         (
             "Python's cryptography is right",
-            kdf.self_test(),
+            secret.self_test(),
             "known answers of RFC 4231 and RFC 5869",
             "Something replaced hmac or os in the server's Python: restart the server without it.",
         ),
     ]
-
-
-def fault(status: os.stat_result) -> str:
-    """Return what is wrong with a file for a key."""
-    if not stat.S_ISREG(status.st_mode):
-        return "is no regular file"
-    if status.st_uid != _SERVER_USER:
-        return f"belongs to user {status.st_uid}, not to the server's, {_SERVER_USER}"
-    return f"has mode {stat.S_IMODE(status.st_mode):04o}"
 
 
 def _parse(text: bytes, source: str) -> bytes:

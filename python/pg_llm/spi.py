@@ -69,18 +69,6 @@ class DataException(Error):
     sqlstate = "22000"
 
 
-class LimitExceeded(Error):
-    """A limit forbids to go on."""
-
-    sqlstate = "54000"
-
-
-class InsufficientPrivilege(Error):
-    """The caller may not do that."""
-
-    sqlstate = "42501"
-
-
 class NoDataFound(Error):
     """What was asked for does not exist."""
 

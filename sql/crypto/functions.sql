@@ -13,7 +13,8 @@ use_compression false. Compression shows in the length how repetitive the text i
 -- Encrypting and decrypting
 --
 -- Unwrapped keys are only arguments of functions and operands of expressions: a variable used in a statement would be a parameter, which auto_explain
--- logs. So what touches keys contains no statement, and Python, which touches them too, runs none.
+-- logs. So what touches keys contains no statement, and Python, which touches them too, runs none. PL/Python keeps the arguments of a function's last
+-- call, by name and in args, for as long as the session lasts: functions that are given secrets have no names for them, and empty args.
 
 create function llm._key_chain_to_encrypt(
     p_tenant     text,
@@ -93,36 +94,29 @@ comment on function llm._unwrapping_key(bytea, bytea) is
 'The key that decrypts a wrapped tenant key, after its tag was checked. Errors: as llm._has_right_tag.';
 
 
-create function llm._checked_key(
-    p_keys    bytea,
-    p_wrapped bytea,
-    p_start   bytea
-)
+create function llm._checked_key(bytea, bytea, bytea)
     returns bytea
     language plpython3u
     volatile
     set search_path = pg_catalog, pg_temp
 as $$
 from pg_llm import crypto
-return crypto.checked_key(p_keys, p_wrapped, p_start)
+return crypto.checked_key(args)
 $$;
 
 comment on function llm._checked_key(bytea, bytea, bytea) is
-'The half of p_keys that decrypts a wrapped key, after its tag was checked by the other half. Errors: as llm._has_right_tag.';
+'The half of keys that decrypts a wrapped key, after its tag was checked by the other half. Arguments: the keys, the wrapped one, what it is bound
+to. Errors: as llm._has_right_tag.';
 
 
-create function llm._has_right_tag(
-    p_tag      bytea,
-    p_expected bytea,
-    p_start    bytea
-)
+create function llm._has_right_tag(bytea, bytea, bytea)
     returns boolean
     language plpython3u
     volatile
     set search_path = pg_catalog, pg_temp
 as $$
 from pg_llm import crypto
-return crypto.has_right_tag(p_tag, p_expected, p_start)
+return crypto.has_right_tag(args)
 $$;
 
 comment on function llm._has_right_tag(bytea, bytea, bytea) is
@@ -130,36 +124,32 @@ comment on function llm._has_right_tag(bytea, bytea, bytea) is
 has another. Errors: data_exception; config_file_error when the master key is not the one that it was.';
 
 
-create function llm._deflated(
-    p_plain bytea
-)
+create function llm._deflated(bytea)
     returns bytea
     language plpython3u
     volatile
     set search_path = pg_catalog, pg_temp
 as $$
 from pg_llm import crypto
-return crypto.deflated(p_plain)
+return crypto.deflated(args)
 $$;
 
 comment on function llm._deflated(bytea) is
 'Compressed (RFC 1950).';
 
 
-create function llm._inflated(
-    p_compressed bytea
-)
+create function llm._inflated(bytea)
     returns bytea
     language plpython3u
     volatile
     set search_path = pg_catalog, pg_temp
 as $$
 from pg_llm import crypto
-return crypto.inflated(p_compressed)
+return crypto.inflated(args)
 $$;
 
 comment on function llm._inflated(bytea) is
-'What llm._deflated() was given. Errors: program_limit_exceeded when it is more than 1 GB.';
+'What llm._deflated() was given.';
 
 
 create function llm._seal(
@@ -377,17 +367,14 @@ comment on function llm._blind_index_chain(text, text, text) is
 'What the index key of a column is derived with (HKDF-Expand, RFC 5869), and the chain of the tenant''s key for indexes.';
 
 
-create function llm._normalized(
-    p_value         text,
-    p_normalization text
-)
+create function llm._normalized(text, text)
     returns bytea
     language plpython3u
     immutable
     set search_path = pg_catalog, pg_temp
 as $$
 from pg_llm import crypto
-return crypto.normalized(p_value, p_normalization)
+return crypto.normalized(args)
 $$;
 
 comment on function llm._normalized(text, text) is

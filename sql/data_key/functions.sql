@@ -339,7 +339,7 @@ create function llm._next_version(
 as $$
 begin
     -- Whoever finds the row locked leaves the work to its holder.
-    perform from llm.data_keys k where k.tenant_id = p_tenant and k.key_id = p_key and k.version = p_version for update skip locked;
+    perform from llm.data_keys k where k.tenant_id = p_tenant and k.key_id = p_key and k.version = p_version for no key update skip locked;
     if not found then
         return null;
     end if;
@@ -456,6 +456,6 @@ comment on function llm._tenant_keys_coherence() is
 
 select llm._grant_execute(
     array['llm_owner'],
-    '_new_key', '_key_start', '_start_of_key', '_add_tenant_secret', '_key_tenant', '_key_to_cache', '_tenant_key', '_add_key_version', '_note_key_event', '_make_key',
-    '_key_of', '_next_version', '_reserve_uses'
+    '_new_key', '_key_start', '_start_of_key', '_add_tenant_secret', '_key_tenant', '_key_to_cache', '_tenant_key', '_add_key_version',
+    '_note_key_event', '_make_key', '_key_of', '_next_version', '_reserve_uses'
 );

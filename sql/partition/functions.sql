@@ -146,7 +146,14 @@ create function llm._partition_table(
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return to_regclass(format('%I.%I', split_part(p_parent, '.', 1), split_part(p_parent, '.', 2)));
+    -- Not to_regclass(): it asks for USAGE of the schema, which those who examine need not have.
+    return (
+        select c.oid
+        from pg_class c
+        join pg_namespace n on n.oid = c.relnamespace
+        where n.nspname = split_part(p_parent, '.', 1)
+            and c.relname = split_part(p_parent, '.', 2)
+    );
 end
 $$;
 

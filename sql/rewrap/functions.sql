@@ -143,7 +143,7 @@ begin
             and (a.attname <> p_column or a.atttypid = 'bytea'::regtype)) < 2
     then
         raise exception 'table % has no column % of type bytea, or no column %', v_table, p_column, p_row_column
-            using errcode = 'undefined_column',
+            using errcode = 'undefined_object',
                   hint = 'Name the column with values of llm.encrypt_data(), and the one whose text was its p_row.';
     end if;
     insert into llm.encrypted_columns as c (table_name, column_name, row_column, place)
@@ -159,7 +159,7 @@ $$;
 comment on function llm.register_encrypted_column(regclass, name, name, text) is
 'Writes down where ciphertext is, for llm.rewrap() and llm.set_min_decryption_version(). p_column: of type bytea; p_row_column: a unique column,
 whose text was given to llm.encrypt_data() as p_row; p_place: what was given as p_table, null for schema.table. For llm_admin. Returns whether that
-was new. Errors: undefined_column.';
+was new. Errors: undefined_object.';
 
 
 create function llm._qualified(
@@ -180,7 +180,7 @@ comment on function llm._qualified(regclass) is
 
 
 create function llm._rewrap_batch(
-    p_table    text,
+    p_table    regclass,
     p_column   text,
     p_batch    integer,
     p_after    text,
@@ -194,7 +194,7 @@ create function llm._rewrap_batch(
 as $$
 declare
     v_where     llm.encrypted_columns;
-    v_table     regclass := p_table::regclass;
+    v_table     text := llm._qualified(p_table);
     v_type      text;
     v_keys      bytea[];
     v_heads     bytea[];
@@ -202,16 +202,16 @@ declare
     v_rewrapped bigint;
     v_last_row  text;
 begin
-    select * into v_where from llm.encrypted_columns c where c.table_name = p_table and c.column_name = p_column;
+    select * into v_where from llm.encrypted_columns c where c.table_name = v_table and c.column_name = p_column;
     if v_where.table_name is null then
-        raise exception 'column % of % is not registered', p_column, p_table
+        raise exception 'column % of % is not registered', p_column, v_table
             using errcode = 'undefined_object',
                   hint = 'First call llm.register_encrypted_column().';
     end if;
-    if not pg_try_advisory_xact_lock(hashtext('llm.rewrap'::text), hashtext(concat_ws('/', p_table, p_column, llm.current_tenant()))) then
+    if not pg_try_advisory_xact_lock(hashtext('llm.rewrap'::text), hashtext(concat_ws('/', v_table, p_column, llm.current_tenant()))) then
         return ('busy', 0, null)::llm.rewrap_step;
     end if;
-    select format_type(a.atttypid, a.atttypmod) into v_type from pg_attribute a where a.attrelid = v_table and a.attname = v_where.row_column;
+    select format_type(a.atttypid, a.atttypmod) into v_type from pg_attribute a where a.attrelid = p_table and a.attname = v_where.row_column;
     select h.keys, h.heads into v_keys, v_heads from llm._key_heads() h;
 
     execute format(
@@ -229,24 +229,25 @@ begin
             set %3$I = llm.rewrap_value(u.%3$I, %6$L::text, %7$L::text, u.%2$I::text)
             from todo
             where u.%2$I = todo.id
+                and substr(u.%3$I, 3, 16) = any ($1) and substr(u.%3$I, 3, 20) <> all ($2)
             returning u.%2$I as id
         )
         select count(*), (array_agg(done.id order by done.id desc))[1]::text from done',
-        v_table, v_where.row_column, p_column, v_type, case when p_waits then '' else 'skip locked' end, v_where.place, p_column
+        p_table, v_where.row_column, p_column, v_type, case when p_waits then '' else 'skip locked' end, v_where.place, p_column
     )
     into v_rewrapped, v_last_row
     using v_keys, v_heads, p_after, p_batch;
     v_outcome := case
-        when v_rewrapped = p_batch then 'more'
+        when v_rewrapped >= p_batch then 'more'
         when v_rewrapped = 0 and p_waits and p_after is null then 'done'
         else 'end'
     end;
-    perform llm._note_rewrap(p_table, p_column, v_rewrapped, v_last_row, p_is_first, v_outcome = 'done');
+    perform llm._note_rewrap(v_table, p_column, v_rewrapped, v_last_row, p_is_first, v_outcome = 'done');
     return (v_outcome, v_rewrapped, v_last_row)::llm.rewrap_step;
 end
 $$;
 
-comment on function llm._rewrap_batch(text, text, integer, text, boolean, boolean) is
+comment on function llm._rewrap_batch(regclass, text, integer, text, boolean, boolean) is
 'Encrypts the next p_batch values behind row p_after anew. p_waits: for locked rows too. Errors: undefined_object for an unregistered column.';
 
 
@@ -262,7 +263,6 @@ create procedure llm.rewrap(
     language plpgsql
 as $$
 declare
-    v_table    pg_catalog.text := llm._qualified(p_table);
     v_step     llm.rewrap_step;
     v_after    pg_catalog.text;
     v_is_first pg_catalog.bool := true;
@@ -273,7 +273,7 @@ begin
         if p_tenant is not null then
             perform llm.set_tenant(p_tenant);
         end if;
-        v_step := llm._rewrap_batch(v_table, p_column::pg_catalog.text, p_batch, v_after, v_is_first, v_waits);
+        v_step := llm._rewrap_batch(p_table, p_column::pg_catalog.text, p_batch, v_after, v_is_first, v_waits);
         commit;
         p_outcome := v_step.outcome;
         exit when v_step.outcome operator(pg_catalog.=) 'busy' or v_step.outcome operator(pg_catalog.=) 'done';
@@ -384,7 +384,7 @@ declare
 begin
     select sum(v.encrypted), string_agg(format('%s in %s.%s with version %s', v.encrypted, v.table_name, v.column_name, v.version), ', ')
     into v_total, v_counts
-    from llm.encrypted_values(p_key_id, p_version) v;
+    from llm.encrypted_values(p_key_id, coalesce(p_version, 0)) v;
     if v_total > 0 then
         raise exception '% values are encrypted with versions before %', v_total, p_version
             using errcode = 'dependent_objects_still_exist',

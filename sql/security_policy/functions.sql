@@ -114,7 +114,7 @@ begin
         select s.p_table, s.p_column, s.p_type into v_table, v_column, v_type from llm._sensitive_column(v_field) s;
         if v_table is null then
             raise exception 'there is no column %', v_field
-                using errcode = 'undefined_column',
+                using errcode = 'undefined_object',
                       hint = 'Name each sensitive field as schema.table.column.';
         end if;
         if v_enforce and v_type <> 'bytea'::regtype then
@@ -135,7 +135,7 @@ $$;
 comment on function llm.apply_security_policy(llm.security_policy) is
 'Puts a policy in force. p_policy: what is null is chosen (aes-256-cbc, 256 bits, 90 days, not enforced); with enforce_encryption the sensitive
 columns get a trigger that refuses what is no ciphertext of pg_llm, for which one must own the tables. For llm_admin. Returns false when it was in
-force already. Errors: invalid_parameter_value for what is not supported; undefined_column; datatype_mismatch for a column that is not bytea;
+force already. Errors: invalid_parameter_value for what is not supported; undefined_object; datatype_mismatch for a column that is not bytea;
 insufficient_privilege.';
 
 
@@ -152,6 +152,11 @@ as $$
 declare
     v_trigger name := left('ciphertext_' || p_column, 63);
 begin
+    if not exists (select from pg_attribute a where a.attrelid = p_table and a.attname = p_column and a.attnum > 0) then
+        raise exception 'table % has no column %', p_table, p_column
+            using errcode = 'undefined_object',
+                  hint = 'Name a column of type bytea.';
+    end if;
     if p_enforce then
         execute format(
             'create or replace trigger %I before insert or update of %I on %s for each row execute function llm._require_ciphertext(%L)',
@@ -165,7 +170,7 @@ end
 $$;
 
 comment on function llm._enforce_encryption(regclass, name, boolean) is
-'Lets a column refuse what is no ciphertext, or no longer.';
+'Lets a column refuse what is no ciphertext, or no longer. Errors: undefined_object.';
 
 
 create function llm._require_ciphertext()

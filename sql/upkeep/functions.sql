@@ -213,6 +213,7 @@ llm.partition_status, and is due again at the next call. Call it outside of a tr
 superusers. p_ok: leave it out; the row that is returned says whether everything was done.';
 
 
+-- Planning only reads: who waits longer than a step does, keeps nobody waiting behind.
 create function llm._begin_maintenance(
     p_parent text
 )
@@ -220,19 +221,28 @@ create function llm._begin_maintenance(
     language plpgsql
     volatile
     set search_path = pg_catalog, pg_temp
-    set lock_timeout = '1s'
+    set lock_timeout = '10s'
 as $$
+declare
+    v_plan  llm.partition_action[] := '{}';
+    v_error text;
 begin
+    begin
+        v_plan := array(select a::llm.partition_action from llm._plan(p_parent) a where a.action <> 'keep');
+    exception
+        when others then
+            v_error := sqlerrm;
+    end;
+    -- Last, because others that are at work note what they do in the same row.
     update llm.partition_sets s
     set last_run_at = clock_timestamp(),
         last_error = null,
         last_actions = '{}'
     where s.parent = p_parent;
-    return array(select a::llm.partition_action from llm._plan(p_parent) a where a.action <> 'keep');
-exception
-    when others then
-        perform llm._note_failure(p_parent, 'plan'::text, sqlerrm);
-        return '{}';
+    if v_error is not null then
+        perform llm._note_failure(p_parent, 'plan'::text, v_error);
+    end if;
+    return v_plan;
 end
 $$;
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -16,6 +17,7 @@ from tests.security.support import SAMPLES, functions, tenant_tables
 from tests.support import Client, Database, raises
 
 TENANTS = ("a", "b", "c")
+KEY = UUID(int=7)
 
 #: One row of each table with a tenant_id, for a tenant. A new table needs a line here.
 ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
@@ -27,6 +29,12 @@ ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
     "llm.config_history": lambda tenant: {
         "key": "in history only", "value": Jsonb(f"secret of {tenant}"), "version": 1, "operation": "insert", "changed_by": "somebody"
     },
+    "llm.data_key_versions": lambda tenant: {"key_id": KEY, "version": 1, "wrapped": b"secret of " + tenant.encode()},
+    "llm.data_keys": lambda tenant: {"key_id": KEY, "tenant_key_id": KEY, "kind": "data"},
+    "llm.key_events": lambda tenant: {"event": f"secret of {tenant}"},
+    "llm.key_usage": lambda tenant: {"key_id": KEY, "version": 1, "uses": 1},
+    "llm.rewraps": lambda tenant: {"table_name": "t", "column_name": "c"},
+    "llm.tenant_keys": lambda tenant: {"id": KEY, "master_version": 1, "wrapped": b"secret of " + tenant.encode()},
     "llm.memories": lambda tenant: {"scope": "agent", "owner": "a", "predicate": "p", "value": Jsonb(f"secret of {tenant}"), "content": ""},
     "llm.tools": lambda tenant: {"name": "t", "version": 1, "arguments": Jsonb({"secret of": tenant}), "description": f"secret of {tenant}"},
     "llm.tool_calls": lambda tenant: {"tool": "t", "arguments": Jsonb(f"secret of {tenant}"), "error": f"secret of {tenant}"},
@@ -50,13 +58,14 @@ def insert(table: str, values: dict[str, Any], suffix: str = "") -> str:
 @pytest.fixture
 def rows(db: Client) -> Client:
     """A superuser's client, after each tenant table got a row of each tenant, and a global one where that is allowed."""
+    db.run("set session_replication_role = replica")  # foreign keys do not care for the order of tables
     for table in tenant_tables(db):
         for tenant in (*TENANTS, "*"):
             try:
                 db.run(insert(table, row(table, tenant)))
             except psycopg.errors.CheckViolation:
                 assert tenant == "*"
-    return db
+    return db.run("reset session_replication_role")
 
 
 def test_every_tenant_table_is_protected(db: Client) -> None:
@@ -259,7 +268,7 @@ def test_every_policy_asks_for_the_tenant_in_an_initplan(rows: Client, database:
         policies = rows.column("select coalesce(qual, with_check) from pg_policies where format('%%I.%%I', schemaname, tablename) = %s", table)
         if any("current_tenant" in policy for policy in policies):
             with client.tenant("a"):
-                assert "InitPlan" in "".join(client.column(f"explain select * from {table}")), table
+                assert "InitPlan" in "".join(client.column(f"explain select tenant_id from {table}")), table
 
 
 def test_views_use_their_callers_rights(db: Client) -> None:

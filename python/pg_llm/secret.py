@@ -1,12 +1,19 @@
-"""Key derivation and the self-test of what it rests on; nothing in here knows the database."""
+"""Key derivation, its self-test, and what a file with a secret must be like; nothing in here knows the database."""
 
 from __future__ import annotations
+
+import os
+import stat
 
 # Bound when this module is loaded: what another function puts into these modules later does not reach it.
 from hmac import compare_digest, digest
 from os import urandom
 
-__all__ = ["compare_digest", "digest", "expand", "extract", "self_test", "urandom"]
+__all__ = ["MODE", "USER", "compare_digest", "digest", "expand", "extract", "fault", "self_test", "urandom"]
+
+#: Type, mode and owner of a file with a secret.
+MODE = stat.S_IFREG | 0o400
+USER = os.geteuid()
 
 
 def extract(salt: bytes, secret: bytes, algorithm: str = "sha512") -> bytes:
@@ -37,6 +44,15 @@ def self_test() -> bool:
         and not compare_digest(mac, bytes(32))
         and len({urandom(16) for _ in range(4)}) == 4
     )
+
+
+def fault(status: os.stat_result) -> str:
+    """Return what is wrong with a file for a secret."""
+    if not stat.S_ISREG(status.st_mode):
+        return "is no regular file"
+    if status.st_uid != USER:
+        return f"belongs to user {status.st_uid}, not to the server's, {USER}"
+    return f"has mode {stat.S_IMODE(status.st_mode):04o}"
 
 
 _SIZES = {"sha256": 32, "sha512": 64}
