@@ -29,6 +29,7 @@ SAMPLES: dict[str, Any] = {
     "llm.encryption": "(,,,)",
     "llm.security_event": "api_key_used",
     "llm.security_policy": "({},{aes-256-cbc},256,90,f)",
+    "llm.memory": None,
     "llm.partition_action": "(llm.config,keep,llm.config,,,)",
     "llm.partition_strategy": "(llm.config,tenant_id,monthly,)",
     "name": "auditor",
@@ -37,7 +38,9 @@ SAMPLES: dict[str, Any] = {
     "text": "probe",
     "text[]": ["probe"],
     "timestamp with time zone": datetime.fromisoformat("2100-01-01T00:00:00+00:00"),
+    "tstzrange": "[2026-01-01,)",
     "uuid": UUID(int=7),
+    "uuid[]": [UUID(int=7)],
     "xid8": "3",
 }
 

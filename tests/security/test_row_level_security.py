@@ -33,6 +33,7 @@ ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
     "llm.data_keys": lambda tenant: {"key_id": KEY, "tenant_key_id": KEY, "kind": "data"},
     "llm.key_events": lambda tenant: {"event": f"secret of {tenant}"},
     "llm.key_usage": lambda tenant: {"key_id": KEY, "version": 1, "uses": 1},
+    "llm.personal_keys": lambda tenant: {"user_id": KEY, "key_id": KEY},
     "llm.rewraps": lambda tenant: {"table_name": "t", "column_name": "c"},
     "llm.tenant_keys": lambda tenant: {"id": KEY, "master_version": 1, "wrapped": b"secret of " + tenant.encode()},
     "llm.memories": lambda tenant: {"scope": "agent", "owner": "a", "predicate": "p", "value": Jsonb(f"secret of {tenant}"), "content": ""},
