@@ -19,6 +19,7 @@ SAMPLES: dict[str, Any] = {
     "bigint": 1,
     "boolean": True,
     "bytea": b"bytes",
+    "inet": "192.0.2.1",
     "integer": 1,
     "interval": timedelta(hours=1),
     "jsonb": '{"a": 1}',

@@ -144,4 +144,6 @@ def test_no_function_but_the_reviewed_runs_as_its_owner(db: Client) -> None:
     assert definers == {
         "_any_role_is_bound", "_audit_leaves", "_audit_partition_may_go", "anchor_audit", "audit_seal_status", "invalidate_config_cache",
         "log_audit_event", "log_audit_events", "read_sensitive_log", "save_config", "seal_audit", "verify_audit",
+        "set_password", "authenticate", "unlock_user", "login_state", "enroll_mfa", "confirm_mfa", "remove_mfa", "delete_user", "verify_user_api_key",
+        "resume_session", "expire_sessions",
     }  # fmt: skip

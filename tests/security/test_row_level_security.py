@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -16,6 +17,9 @@ from tests.security.support import SAMPLES, functions, tenant_tables
 from tests.support import Client, Database, raises
 
 TENANTS = ("a", "b", "c")
+
+#: The user of each tenant whose rows there are.
+USER = UUID(int=1)
 
 #: One row of each table with a tenant_id, for a tenant. A new table needs a line here.
 ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
@@ -30,6 +34,12 @@ ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
     "llm.memories": lambda tenant: {"scope": "agent", "owner": "a", "predicate": "p", "value": Jsonb(f"secret of {tenant}"), "content": ""},
     "llm.tools": lambda tenant: {"name": "t", "version": 1, "arguments": Jsonb({"secret of": tenant}), "description": f"secret of {tenant}"},
     "llm.tool_calls": lambda tenant: {"tool": "t", "arguments": Jsonb(f"secret of {tenant}"), "error": f"secret of {tenant}"},
+    "llm.users": lambda tenant: {"user_id": USER, "username": f"secret of {tenant}"},
+    "llm.user_credentials": lambda tenant: {"user_id": USER, "password_hash": f"secret of {tenant}"},
+    "llm.user_api_keys": lambda tenant: {
+        "user_id": USER, "name": f"secret of {tenant}", "key_prefix": "x" * 16, "key_salt": b"x" * 16, "key_hash": b"x" * 32
+    },
+    "llm.sessions": lambda tenant: {"user_id": USER, "metadata": Jsonb({"secret of": tenant})},
     "llm.tenant_roles": lambda tenant: {"role_name": f"role of {tenant}"},
 }  # fmt: skip
 
