@@ -251,7 +251,8 @@ declare
     v_tenant    text := llm.current_tenant();
     v_needles   text[];
     v_table     record;
-    v_item      llm.erasure;
+    v_counts    jsonb := '{}';
+    v_count     bigint;
     v_items     llm.erasure[] := '{}';
     v_relations text[] := '{}';
     v_at        integer;
@@ -272,22 +273,22 @@ begin
     if not p_dry_run then
         -- From those that others refer to: in the order of all who add rows.
         for v_table in select * from llm._personal_tables() p where p.action <> 'keep' order by p.depth desc, p.relation, p.user_column loop
-            perform llm._lock_rows_of_user(v_tenant, p_user_id, v_table.relation, v_table.user_column || v_table.via);
+            v_counts := v_counts || jsonb_build_object(
+                v_table.relation || v_table.user_column || v_table.via,
+                llm._lock_rows_of_user(v_tenant, p_user_id, v_table.relation, v_table.user_column || v_table.via)
+            );
         end loop;
     end if;
 
     for v_table in select * from llm._personal_tables() p order by p.depth, p.relation, p.user_column loop
-        v_item := (
-            v_table.relation, v_table.action,
-            llm._erase_rows_of_user(
-                v_tenant, p_user_id, v_table.relation, v_table.user_column || v_table.via,
-                case when p_dry_run then 'keep' else v_table.action end,
-                case when v_table.action = 'anonymize' then array_remove(v_table.columns || v_table.user_column, '') else v_table.columns end,
-                p_reason
-            ),
-            0, '{}', v_table.reason
-        )::llm.erasure;
-        v_items := v_items || v_item;
+        v_count := llm._erase_rows_of_user(
+            v_tenant, p_user_id, v_table.relation, v_table.user_column || v_table.via, case when p_dry_run then 'keep' else v_table.action end,
+            case when v_table.action = 'anonymize' then array_remove(v_table.columns || v_table.user_column, '') else v_table.columns end,
+            p_reason
+        );
+        -- As they were before: rows may have gone with others, by a foreign key or a trigger.
+        v_count := coalesce((v_counts ->> (v_table.relation || v_table.user_column || v_table.via))::bigint, v_count);
+        v_items := v_items || (v_table.relation, v_table.action, v_count, 0, '{}', v_table.reason)::llm.erasure;
         v_relations := v_relations || v_table.relation;
     end loop;
 

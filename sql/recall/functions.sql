@@ -150,6 +150,23 @@ declare
     v_tenant   text := llm.current_tenant();
     v_known_at timestamptz := coalesce(p_known_at, p_at);
 begin
+    -- By the whole index, which a plan for any arguments would not use so.
+    if p_subject is not null and p_predicate is not null then
+        return query
+            select f.*
+            from llm.memory_facts f
+            where f.tenant_id = v_tenant
+                and f.scope = p_scope
+                and f.owner = p_owner
+                and f.subject = p_subject
+                and f.predicate = p_predicate
+                and f.known_from <= v_known_at
+                and (f.known_to is null or f.known_to > v_known_at)
+                and (f.valid_from is null or f.valid_from <= p_at)
+                and (f.valid_to is null or f.valid_to > p_at)
+            order by f.memory_id;
+        return;
+    end if;
     return query
         select f.*
         from llm.memory_facts f
