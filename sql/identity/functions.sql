@@ -69,8 +69,9 @@ create function llm._protect_user_rows(
 as $$
 begin
     execute format('drop policy if exists user_isolation on %s', p_table);
-    execute format('create policy user_isolation on %s as restrictive using ((select llm.current_user_id()) is null'
-                   ' or user_id = (select llm.current_user_id()))', p_table);
+    execute format('create policy user_isolation on %s as restrictive'
+                   ' using ((select llm.current_user_id()) is null or user_id = (select llm.current_user_id()))'
+                   ' with check ((select llm.current_user_id()) is null or user_id = (select llm.current_user_id()))', p_table);
 end
 $$;
 
@@ -104,6 +105,35 @@ comment on function llm._user_tenant() is
 'The tenant whose users this transaction works with. Errors: object_not_in_prerequisite_state when none is set.';
 
 
+create function llm._owners_tenant()
+    returns text
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text;
+begin
+    select r.tenant_id into v_tenant from llm.tenant_roles r where r.role_name = session_user;
+    if not found and current_setting('role') not in ('none', session_user) then
+        select r.tenant_id into v_tenant from llm.tenant_roles r where r.role_name = current_setting('role');
+    end if;
+    if v_tenant is not null then
+        return v_tenant;
+    end if;
+    v_tenant := nullif(current_setting('llm.tenant', true), '');
+    if v_tenant = '*' or v_tenant is not null and current_setting('llm.tenant_set_at', true) is distinct from date_part('epoch', now())::text then
+        return llm.current_tenant();
+    end if;
+    return v_tenant;
+end
+$$;
+
+comment on function llm._owners_tenant() is
+'llm.current_tenant() for hot security definer functions: plans that depend on row-level security are made anew whenever the role is another than at the
+last call, so that these keep their own. Errors: as llm.current_tenant().';
+
+
 create function llm._require_user(
     p_user_id uuid
 )
@@ -127,7 +157,8 @@ end
 $$;
 
 comment on function llm._require_user(uuid) is
-'Refuses a user who does not exist or is deleted, else returns it, and keeps it from being deleted until the transaction ends. Errors: no_data_found.';
+'Refuses a user who does not exist or is deleted, else returns it, and keeps it from being deleted until the transaction
+ends. Errors: no_data_found.';
 
 
 create function llm._identity_setting(
@@ -249,9 +280,9 @@ end
 $$;
 
 comment on function llm.create_user(text, text, text, text, jsonb, uuid) is
-'Makes a user of the current tenant and returns the id. p_username: what the user logs in by, 1 to 320 characters; p_password: as llm.set_password(), null for
-one who proves elsewhere who he is; p_preferences: an object; p_user_id: an id that exists elsewhere, null for a new one.
-Errors: unique_violation, check_violation, not_null_violation; object_not_in_prerequisite_state without a tenant; as llm.set_password().';
+'Makes a user of the current tenant and returns the id. p_username: what the user logs in by, 1 to 320 characters; p_password: as llm.set_password(),
+null for one who proves elsewhere who he is; p_preferences: an object; p_user_id: an id that exists elsewhere, null for a new one. Errors:
+unique_violation, check_violation, not_null_violation; object_not_in_prerequisite_state without a tenant; as llm.set_password().';
 
 
 create function llm.get_user(
@@ -344,8 +375,8 @@ $$;
 alter function llm.delete_user(uuid) owner to llm_owner;
 
 comment on function llm.delete_user(uuid) is
-'Deletes a user softly: nobody but llm_admin sees him any more, his sessions end, his API keys are revoked, his name can be taken again. Returns whether
-there was such a user. Errors: object_not_in_prerequisite_state without a tenant.';
+'Deletes a user softly: nobody but llm_admin sees him any more, his sessions end, his API keys are revoked, his name can be taken again. Returns
+whether there was such a user. Errors: object_not_in_prerequisite_state without a tenant.';
 
 
 create function llm.restore_user(
@@ -409,8 +440,8 @@ end
 $$;
 
 comment on function llm.purge_users(timestamptz, integer) is
-'Removes users of the current tenant who were softly deleted before, with credentials, keys and sessions, at most p_limit. For llm_admin. Returns how many.
-What else they left, llm.forget_user() removes. Errors: object_not_in_prerequisite_state without a tenant.';
+'Removes users of the current tenant who were softly deleted before, with credentials, keys and sessions, at most p_limit. For llm_admin. Returns how
+many. What else they left, llm.forget_user() removes. Errors: object_not_in_prerequisite_state without a tenant.';
 
 
 select llm._grant_execute(
@@ -426,6 +457,11 @@ select llm._grant_execute(
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app'],
     '_require_user', '_identity_setting', '_in_hours', '_new_token', 'create_user', 'update_user', 'delete_user'
+);
+
+select llm._grant_execute(
+    array['llm_owner'],
+    '_owners_tenant'
 );
 
 select llm._grant_execute(

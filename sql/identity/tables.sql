@@ -16,8 +16,8 @@ create table if not exists llm.users (
 ) with (fillfactor = 90);
 
 comment on table llm.users is
-'Users of a tenant: username is what they log in by, one of a kind among those who are not deleted, whatever its case. What is deleted softly (deleted_at)
-is seen by llm_admin only, until llm.purge_users() removes it. Passwords and the like are not here.';
+'Users of a tenant: username is what they log in by, one of a kind among those who are not deleted, whatever its case. What is deleted softly
+(deleted_at) is seen by llm_admin only, until llm.purge_users() removes it. Passwords and the like are not here.';
 
 create unique index if not exists users_by_username on llm.users (tenant_id, lower(username)) where deleted_at is null;
 -- "who has this address"
@@ -28,6 +28,6 @@ create index if not exists users_deleted on llm.users (tenant_id, deleted_at) wh
 select llm._protect_tenant_table('llm.users'::regclass, 'select, insert, update, delete'::text);
 select llm._protect_user_rows('llm.users'::regclass);
 drop policy if exists not_deleted on llm.users;
-create policy not_deleted on llm.users as restrictive to llm_app, llm_reader using (deleted_at is null);
+create policy not_deleted on llm.users as restrictive to llm_app, llm_reader using (deleted_at is null) with check (deleted_at is null);
 
 select llm.register_personal_data('llm.users'::regclass, 'user_id'::text, 'delete'::text, null::regclass, null::text[], null::text);

@@ -17,7 +17,9 @@ create function llm._password_hash(
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return @extschema:pgcrypto@.crypt(p_password, @extschema:pgcrypto@.gen_salt('bf'::text, llm._identity_setting('login/bcrypt_cost'::text, '12'::text)::integer));
+    return @extschema:pgcrypto@.crypt(
+        p_password, @extschema:pgcrypto@.gen_salt('bf'::text, llm._identity_setting('login/bcrypt_cost'::text, '12'::text)::integer)
+    );
 end
 $$;
 
@@ -62,8 +64,8 @@ $$;
 alter function llm.set_password(uuid, text) owner to llm_owner;
 
 comment on function llm.set_password(uuid, text) is
-'Gives a user a password, and unlocks him. Sessions that are open stay so: llm.end_sessions() ends them. p_password: 8 characters to 72 bytes; stored by bcrypt
-with the cost in configuration value login/bcrypt_cost (12). Errors: invalid_parameter_value, no_data_found for an unknown user,
+'Gives a user a password, and unlocks him. Sessions that are open stay so: llm.end_sessions() ends them. p_password: 8 characters to 72 bytes; stored
+by bcrypt with the cost in configuration value login/bcrypt_cost (12). Errors: invalid_parameter_value, no_data_found for an unknown user,
 object_not_in_prerequisite_state without a tenant.';
 
 
@@ -183,10 +185,11 @@ $$;
 alter function llm.authenticate(text, text, text, jsonb) owner to llm_owner;
 
 comment on function llm.authenticate(text, text, text, jsonb) is
-'Whether these are a user''s name and password, and, if he has a second factor, its code. An unknown name, a wrong password, a locked or deleted user are all
-refused, after the same work. It returns instead of raising, because failures must be counted: commit. After login/max_failures (5) failures within
-login/lockout (15 minutes) the user is locked for as long; attempts at one user wait for each other. p_client_info: where from, for the audit log, which
-gets each log-in and failure. A changed login/bcrypt_cost takes effect at the next log-in. Errors: object_not_in_prerequisite_state without a tenant.';
+'Whether these are a user''s name and password, and, if he has a second factor, its code. An unknown name, a wrong password, a locked or deleted user
+are all refused, after the same work. It returns instead of raising, because failures must be counted: commit. After login/max_failures (5) failures
+within login/lockout (15 minutes) the user is locked for as long; attempts at one user wait for each other. p_client_info: where from, for the audit
+log, which gets each log-in and failure. A changed login/bcrypt_cost takes effect at the next log-in. Errors: object_not_in_prerequisite_state
+without a tenant.';
 
 
 -- security definer: as llm.set_password().
@@ -255,8 +258,8 @@ $$;
 alter function llm.login_state(uuid) owner to llm_owner;
 
 comment on function llm.login_state(uuid) is
-'How a user stands with logging in, for himself and for who helps him: locked_until is null when he is not locked; all is null for who has no credentials.
-Errors: object_not_in_prerequisite_state without a tenant.';
+'How a user stands with logging in, for himself and for who helps him: locked_until is null when he is not locked; all is null for who has no
+credentials. Errors: object_not_in_prerequisite_state without a tenant.';
 
 
 -- The second factor: codes that change with time (RFC 6238)
@@ -329,9 +332,9 @@ $$;
 alter function llm.enroll_mfa(uuid) owner to llm_owner;
 
 comment on function llm.enroll_mfa(uuid) is
-'A new secret for a user''s authenticator (base 32; otpauth://totp/…?secret=…, SHA-1, 6 digits, 30 s), shown this once and stored encrypted. It is in force
-once llm.confirm_mfa() was given a code. Errors: no_data_found for an unknown user; object_not_in_prerequisite_state when there is one in force, without a
-tenant or without a master key.';
+'A new secret for a user''s authenticator (base 32; otpauth://totp/…?secret=…, SHA-1, 6 digits, 30 s), shown this once and stored encrypted. It is in
+force once llm.confirm_mfa() was given a code. Errors: no_data_found for an unknown user; object_not_in_prerequisite_state when there is one in
+force, without a tenant or without a master key.';
 
 
 -- security definer: as llm.set_password().

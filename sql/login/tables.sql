@@ -19,8 +19,8 @@ create table if not exists llm.user_credentials (
 ) with (fillfactor = 80);
 
 comment on table llm.user_credentials is
-'Password (bcrypt), second factor (the secret of RFC 6238, encrypted; in force since mfa_enrolled_at; mfa_last_step is the last time step used) and failed
-log-ins of users. Only functions of pg_llm read it.';
+'Password (bcrypt), second factor (the secret of RFC 6238, encrypted; in force since mfa_enrolled_at; mfa_last_step is the last time step used) and
+failed log-ins of users. Only functions of pg_llm read it.';
 
 select llm._protect_tenant_table('llm.user_credentials'::regclass, 'select'::text);
 select llm._protect_user_rows('llm.user_credentials'::regclass);

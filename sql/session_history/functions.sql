@@ -38,9 +38,9 @@ end
 $$;
 
 comment on function llm.get_cached_history(uuid, bigint) is
-'The newest messages of the conversations of a session, oldest first, each conversation as its present branch has it; also after the session has ended.
-p_limit: at most so many. What is cached is the server''s: blocks in shared memory, which are never older than the table.
-Errors: object_not_in_prerequisite_state without a tenant.';
+'The newest messages of the conversations of a session, oldest first, each conversation as its present branch has it; also after the session has
+ended. p_limit: at most so many. What is cached is the server''s: blocks in shared memory, which are never older than the table. Errors:
+object_not_in_prerequisite_state without a tenant.';
 
 
 create function llm.cache_session(
@@ -78,8 +78,8 @@ end
 $$;
 
 comment on function llm.invalidate_session_cache(uuid) is
-'For callers written for a cache that can be stale: here no copy is kept that could be, so nothing is to be done. Returns whether there is such a session.
-Errors: object_not_in_prerequisite_state without a tenant.';
+'For callers written for a cache that can be stale: here no copy is kept that could be, so nothing is to be done. Returns whether there is such a
+session. Errors: object_not_in_prerequisite_state without a tenant.';
 
 
 select llm._grant_execute(

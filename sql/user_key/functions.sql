@@ -41,8 +41,8 @@ $$;
 
 comment on function llm.create_user_api_key(uuid, text, text[], timestamptz) is
 'Makes an API key by which a program acts for a user. p_name: what the user calls it; p_scopes: what it is for, which is for the application to heed;
-p_expires_at: null for never. Returns its id and the key, which is shown this once. Errors: no_data_found for an unknown user; check_violation for a bad
-name; object_not_in_prerequisite_state without a tenant.';
+p_expires_at: null for never. Returns its id and the key, which is shown this once. Errors: no_data_found for an unknown user; check_violation for a
+bad name; object_not_in_prerequisite_state without a tenant.';
 
 
 -- security definer: which tenant it is, only the key tells.
@@ -56,10 +56,12 @@ create function llm.verify_user_api_key(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_tenant text := nullif(llm._audit_tenant(), '*');
+    v_tenant text := llm._owners_tenant();
     v_key    record;
 begin
-    select k.key_id, k.tenant_id, k.user_id, k.name, k.scopes, coalesce(k.last_used_at < statement_timestamp() - interval '1 minute', true) as is_to_be_noted
+    select
+        k.key_id, k.tenant_id, k.user_id, k.name, k.scopes,
+        coalesce(k.last_used_at < statement_timestamp() - interval '1 minute', true) as is_to_be_noted
     into v_key
     from llm.user_api_keys k
     where k.key_prefix = substr(p_api_key, 6, 16)
@@ -80,9 +82,9 @@ $$;
 alter function llm.verify_user_api_key(text) owner to llm_owner;
 
 comment on function llm.verify_user_api_key(text) is
-'Whose API key this is; no row when it is forged, expired or revoked, or its user deleted. Without a tenant any tenant''s, which llm.set_tenant() can then be
-told; with one, its own only. The first use in a minute is noted in last_used_at and, as api_key_used, in the audit log.
-Errors: object_not_in_prerequisite_state when the tenant was not set by llm.set_tenant().';
+'Whose API key this is; no row when it is forged, expired or revoked, or its user deleted. Without a tenant any tenant''s, which llm.set_tenant() can
+then be told; with one, its own only. The first use in a minute is noted in last_used_at and, as api_key_used, in the audit log. Errors:
+object_not_in_prerequisite_state when the tenant was not set by llm.set_tenant().';
 
 
 create function llm._note_key_use(

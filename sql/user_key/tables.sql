@@ -19,8 +19,8 @@ create table if not exists llm.user_api_keys (
 ) with (fillfactor = 80);
 
 comment on table llm.user_api_keys is
-'API keys by which programs act for users: key_prefix is its public part, key_hash the SHA-256 of key_salt and the whole key, which is nowhere. last_used_at
-is right to the minute.';
+'API keys by which programs act for users: key_prefix is its public part, key_hash the SHA-256 of key_salt and the whole key, which is nowhere.
+last_used_at is right to the minute.';
 
 -- "whose key is this", before its tenant is known
 create index if not exists user_api_keys_by_prefix on llm.user_api_keys (key_prefix);

@@ -19,6 +19,9 @@ from tests.support import Client, Database, raises
 TENANTS = ("a", "b", "c")
 KEY = UUID(int=7)
 
+#: The user of each tenant whose rows there are.
+USER = UUID(int=1)
+
 #: One row of each table with a tenant_id, for a tenant. A new table needs a line here.
 ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
     "llm.audit_log": lambda tenant: {"user_id": "u", "action": "a", "object_type": "o", "object_id": f"secret of {tenant}", "application": "x"},
@@ -39,6 +42,12 @@ ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
     "llm.memories": lambda tenant: {"scope": "agent", "owner": "a", "predicate": "p", "value": Jsonb(f"secret of {tenant}"), "content": ""},
     "llm.tools": lambda tenant: {"name": "t", "version": 1, "arguments": Jsonb({"secret of": tenant}), "description": f"secret of {tenant}"},
     "llm.tool_calls": lambda tenant: {"tool": "t", "arguments": Jsonb(f"secret of {tenant}"), "error": f"secret of {tenant}"},
+    "llm.users": lambda tenant: {"user_id": USER, "username": f"secret of {tenant}"},
+    "llm.user_credentials": lambda tenant: {"user_id": USER, "password_hash": f"secret of {tenant}"},
+    "llm.user_api_keys": lambda tenant: {
+        "user_id": USER, "name": f"secret of {tenant}", "key_prefix": "x" * 16, "key_salt": b"x" * 16, "key_hash": b"x" * 32
+    },
+    "llm.sessions": lambda tenant: {"user_id": USER, "metadata": Jsonb({"secret of": tenant})},
     "llm.tenant_roles": lambda tenant: {"role_name": f"role of {tenant}"},
 }  # fmt: skip
 
