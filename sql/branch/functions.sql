@@ -1,3 +1,23 @@
+create function llm._refuse_branch(
+    p_conversation_id uuid,
+    p_branch          bigint
+)
+    returns void
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception 'conversation % has no branch %', p_conversation_id, p_branch
+        using errcode = 'no_data_found',
+              hint = 'llm.branches() lists them; the first is 0.';
+end
+$$;
+
+comment on function llm._refuse_branch(uuid, bigint) is
+'Raises no_data_found: there is no such branch.';
+
+
 create function llm._branch_path(
     p_tenant          text,
     p_conversation_id uuid,
@@ -284,7 +304,7 @@ Errors: no_data_found when there is no such message; as llm.append_message(), ll
 
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader'],
-    '_branch_path', '_branch'
+    '_refuse_branch', '_branch_path', '_branch'
 );
 
 select llm._grant_execute(

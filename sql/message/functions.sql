@@ -1,3 +1,22 @@
+create function llm._refuse_message_id(
+    p_message_id uuid
+)
+    returns void
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception 'message % does not exist', coalesce(p_message_id::text, 'null')
+        using errcode = 'no_data_found',
+              hint = 'It may be deleted, or another user''s: llm.get_messages() shows those of a conversation.';
+end
+$$;
+
+comment on function llm._refuse_message_id(uuid) is
+'Raises no_data_found: there is no such message.';
+
+
 -- Reading
 
 -- security definer: for its own tenant alone, checked once, where row-level security would ask for each table; users' rows are still theirs alone.
@@ -400,7 +419,7 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader'],
-    'get_message', 'get_messages_by_id'
+    '_refuse_message_id', 'get_message', 'get_messages_by_id'
 );
 
 select llm._grant_execute(

@@ -159,6 +159,7 @@ create function llm._find_messages(
     security definer
     set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off
 as $$
 declare
     v_tenant text := llm._conversation_tenant();
@@ -175,8 +176,7 @@ begin
         with found as materialized (
             select i.message_id, ts_rank(i.search, p_query)::double precision as rank
             from llm.message_index i
-            where i.tenant_id = v_tenant
-                and i.search @@ v_scoped
+            where i.search @@ v_scoped
             union all
             select t.message_id, ts_rank(t.words, p_query)::double precision
             from (

@@ -81,7 +81,7 @@ begin
             using errcode = 'unique_violation',
                   hint = 'A transcript becomes a conversation of its own: give another p_conversation_id, or none.';
     end if;
-    perform llm.append_messages(
+    perform llm._append_messages(
         v_id,
         (
             select coalesce(jsonb_agg(
@@ -93,7 +93,7 @@ begin
                     else '{}'
                 end
                 order by m.number
-            ), '[]')::text
+            ), '[]')
             from jsonb_array_elements(v_messages) with ordinality m (value, number)
         ),
         null::bigint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -22,6 +23,12 @@ ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
     "llm.config_history": lambda tenant: {
         "key": "in history only", "value": Jsonb(f"secret of {tenant}"), "version": 1, "operation": "insert", "changed_by": "somebody"
     },
+    "llm.conversations": lambda tenant: {"conversation_id": UUID(int=1), "title": f"secret of {tenant}"},
+    "llm.messages": lambda tenant: {
+        "conversation_id": UUID(int=1), "seq": 1, "message_id": UUID(int=2), "role": "user", "content": Jsonb(f"secret of {tenant}")
+    },
+    "llm.branches": lambda tenant: {"conversation_id": UUID(int=1), "branch": 1, "parent_branch": 0, "forked_at": 0, "name": f"secret of {tenant}"},
+    "llm.summaries": lambda tenant: {"conversation_id": UUID(int=1), "branch": 0, "upto": 1, "summary": f"secret of {tenant}"},
     "llm.tenant_roles": lambda tenant: {"role_name": f"role of {tenant}"},
 }  # fmt: skip
 
