@@ -32,7 +32,7 @@ LONG_FILES = {
 }
 
 #: Modules that bear no subsystem's name: they serve all of them.
-SHARED_MODULES = {"__init__": "the package", "spi": "the way to SQL", "tenant": "of core", "text": "of core"}
+SHARED_MODULES = {"__init__": "the package", "secret": "of key_store and crypto", "spi": "the way to SQL", "tenant": "of core", "text": "of core"}
 
 #: Errors that no test can produce, by their first words.
 UNTESTABLE = {"pg_llm needs PostgreSQL 17 or newer, this is ": "the tests run on servers that are new enough"}

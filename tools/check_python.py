@@ -35,6 +35,8 @@ ALLOWED = {
     ("__init__", "importlib"): "imports the package's own modules when they are first asked for",
     ("coherence", "os.open"): "the shared file, at a constant path in the data directory",
     ("doctor", "maps.read_text"): "what the kernel says of a backend's memory",
+    ("key_store", "os.open"): "files of the key store, at places that superusers chose",
+    ("key_store", "subprocess"): "the command that prints a master key, which a superuser chose; no shell",
     ("spi", "plpy"): "the one module that talks to plpy",
     ("spi", "sys.modules"): "the one module that finds GD",
 }

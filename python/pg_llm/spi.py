@@ -62,18 +62,6 @@ class DataException(Error):
     sqlstate = "22000"
 
 
-class LimitExceeded(Error):
-    """A limit forbids to go on."""
-
-    sqlstate = "54000"
-
-
-class InsufficientPrivilege(Error):
-    """The caller may not do that."""
-
-    sqlstate = "42501"
-
-
 class Plan:
     """A statement, prepared at its first use in the session and kept. Parameters are `$1`, `$2`, …; never text built at run time."""
 

@@ -20,14 +20,15 @@ begin
     return query select * from llm._doctor_storage();
     return query select * from llm._doctor_security();
     return query select * from llm._doctor_partitions();
+    return query select * from llm._doctor_keys();
     return query select * from llm._doctor_python();
     return query select * from llm._doctor_coherence();
 end
 $$;
 
 comment on function llm.doctor() is
-'Checks the installation, one row a check: versions, settings, Python''s paths, storage, row-level security, privileges, caches. A row that is not ok
-says what to do. For llm_admin, llm_auditor and superusers.';
+'Checks the installation, one row a check: versions, settings, Python''s paths, storage, row-level security, privileges, keys, caches. A row that is
+not ok says what to do. For llm_admin, llm_auditor and superusers.';
 
 
 create function llm._doctor_server()
@@ -142,12 +143,12 @@ begin
     join pg_class c on c.oid = t.tgrelid
     where c.relnamespace = 'llm'::regnamespace
         and not t.tgisinternal
-        and t.tgenabled <> case when t.tgname ~ '^(coherence|append_only)' then 'A' else 'O' end;
+        and t.tgenabled <> case when t.tgname ~ '^(coherence|append_only|audit)' then 'A' else 'O' end;
     return query select
         'triggers are enabled',
         v_wrong is null,
         coalesce(v_wrong, 'all'),
-        'Enable them (those named coherence or append_only: ENABLE ALWAYS), or run: select llm.setup(); caches are stale and history has gaps without.';
+        'Enable them (coherence…, append_only…, audit…: ENABLE ALWAYS), or run: select llm.setup(); caches are stale, history has gaps without.';
 
     if to_regclass('llm.tenant_roles') is not null then
         select string_agg(r.role_name, ', ' order by r.role_name)
@@ -324,7 +325,7 @@ begin
         join pg_class p on p.oid = i.inhparent and p.relnamespace = 'llm'::regnamespace
         where not (c.relrowsecurity and c.relforcerowsecurity and c.relowner = 'llm_owner'::regrole)
         union
-        select m.partition from llm._missing_triggers() m
+        select m.partition from llm._missing_triggers(null::regclass) m
     ) p;
     return query select
         'partitions are protected',
@@ -372,6 +373,20 @@ comment on function llm._doctor_partitions() is
 'The part of llm.doctor() about partitions.';
 
 
+create function llm._doctor_keys()
+    returns setof llm.check_result
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import key_store
+return key_store.check()
+$$;
+
+comment on function llm._doctor_keys() is
+'The part of llm.doctor() about the master keys and the key store.';
+
+
 create function llm._doctor_python()
     returns setof llm.check_result
     language plpython3u
@@ -402,5 +417,6 @@ comment on function llm._doctor_coherence() is
 
 select llm._grant_execute(
     array['llm_admin', 'llm_auditor'],
-    'doctor', '_doctor_server', '_doctor_storage', '_doctor_security', '_doctor_partitions', '_doctor_python', '_doctor_coherence'
+    'doctor', '_doctor_server', '_doctor_storage', '_doctor_security', '_doctor_partitions', '_doctor_keys', '_doctor_python',
+    '_doctor_coherence'
 );
