@@ -82,6 +82,12 @@ def wrapping_keys(version: int, tenant_key: bytes) -> bytes:
     return secret.expand(key, b"pg_llm tenant key" + tenant_key)
 
 
+def anchor_key(version: int) -> bytes:
+    """Return the key that signs anchors of the audit log."""
+    _require_right(master(version))
+    return secret.expand(secret.extract(b"", _master_key(master(version))), b"pg_llm audit anchor", 32)
+
+
 def add_tenant_secret(version: int, tenant_key: str) -> None:
     """Make the secret of a new tenant's key in the key store, if the provider is one that can keep it."""
     where = master(version)

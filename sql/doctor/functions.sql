@@ -21,6 +21,7 @@ begin
     return query select * from llm._doctor_security();
     return query select * from llm._doctor_partitions();
     return query select * from llm._doctor_keys();
+    return query select * from llm._doctor_audit();
     return query select * from llm._doctor_python();
     return query select * from llm._doctor_coherence();
 end
@@ -387,6 +388,46 @@ comment on function llm._doctor_keys() is
 'The part of llm.doctor() about the master keys and the key store.';
 
 
+create function llm._doctor_audit()
+    returns setof llm.check_result
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_status record;
+begin
+    if to_regclass('llm.audit_seals') is null then
+        return;
+    end if;
+    select * into v_status from llm.audit_seal_status() s;
+    return query select
+        'the audit log is sealed',
+        v_status.waiting_since is null or v_status.waiting_since > now() - interval '1 hour',
+        case
+            when v_status.waiting_rows = 0 then 'no row waits'
+            else format('%s rows wait since %s%s', v_status.waiting_rows, v_status.waiting_since, ', held up by ' || v_status.held_up_by)
+        end,
+        'Run llm.seal_audit() every few minutes; end the transaction that holds it up.'::text;
+    return query select
+        'the audit log is anchored',
+        v_status.anchor_problem is null
+            and (v_status.anchor_path is null
+                 or v_status.entries = coalesce(v_status.anchored, 0)
+                 or v_status.anchored_at > now() - interval '1 day'),
+        coalesce(
+            v_status.anchor_problem,
+            format('%s of %s entries in ', coalesce(v_status.anchored, 0), v_status.entries) || v_status.anchor_path,
+            'no file is set: nothing tells whether the end of the log was cut off'
+        ),
+        'Run llm.anchor_audit() after llm.seal_audit(); as a superuser name its file with llm.set_audit_anchor().'::text;
+end
+$$;
+
+comment on function llm._doctor_audit() is
+'The part of llm.doctor() about the seals of the audit log.';
+
+
 create function llm._doctor_python()
     returns setof llm.check_result
     language plpython3u
@@ -417,6 +458,6 @@ comment on function llm._doctor_coherence() is
 
 select llm._grant_execute(
     array['llm_admin', 'llm_auditor'],
-    'doctor', '_doctor_server', '_doctor_storage', '_doctor_security', '_doctor_partitions', '_doctor_keys', '_doctor_python',
+    'doctor', '_doctor_server', '_doctor_storage', '_doctor_security', '_doctor_partitions', '_doctor_keys', '_doctor_audit', '_doctor_python',
     '_doctor_coherence'
 );

@@ -24,6 +24,7 @@ SAMPLES: dict[str, Any] = {
     "interval": timedelta(hours=1),
     "jsonb": '{"a": 1}',
     "llm.audit_access": None,
+    "llm.audit_analysis": "(,1,{read},,{})",
     "llm.authentication_event": "login",
     "llm.encryption": "(,,,)",
     "llm.security_event": "api_key_used",

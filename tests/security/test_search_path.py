@@ -21,6 +21,7 @@ FORGED: dict[str, Any] = {
     "boolean": True,
     "bytea": b"FORGED",
     "inet": "6.6.6.6",
+    "int8multirange": "{[666,667)}",
     "integer": 666,
     "interval": timedelta(days=666),
     "jsonb": '"FORGED"',
