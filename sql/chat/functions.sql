@@ -17,8 +17,8 @@ create type llm.message as (
 );
 
 comment on type llm.message is
-'A message: seq numbers those of its conversation, branch is the one that it was appended to; content is a string or an array of parts; token_count and
-cost are null when unknown; rating is -1, 0 or 1; updated_at is when the content last changed, null if never.';
+'A message: seq numbers those of its conversation, branch is the one that it was appended to; content is a string or an array of parts; token_count
+and cost are null when unknown; rating is -1, 0 or 1; updated_at is when the content last changed, null if never.';
 
 
 create type llm.appended_message as (
@@ -240,10 +240,10 @@ $$;
 alter function llm.append_message(uuid, text, text, text, uuid, integer, double precision, text, jsonb, boolean, bigint) owner to llm_owner;
 
 comment on function llm.append_message(uuid, text, text, text, uuid, integer, double precision, text, jsonb, boolean, bigint) is
-'Appends a message and returns its id and number. p_conversation_id; p_role: user, assistant, system or tool; p_content: text, as llm.clean_text() gives it
-where it may be odd; or p_parts: JSON text, a string or an array of parts, cleaned as by llm.clean_jsonb(); p_message_id: chosen by the client, so that
-a repeated call appends nothing; p_token_count and p_cost: null when unknown; p_status: streaming for an answer that llm.update_message() goes on with;
-p_metadata; p_is_pinned: always part of llm.context_window(); p_branch: by default that of the conversation.
+'Appends a message and returns its id and number. p_conversation_id; p_role: user, assistant, system or tool; p_content: text, as llm.clean_text()
+gives it where it may be odd; or p_parts: JSON text, a string or an array of parts, cleaned as by llm.clean_jsonb(); p_message_id: chosen by the
+client, so that a repeated call appends nothing; p_token_count and p_cost: null when unknown; p_status: streaming for an answer that
+llm.update_message() goes on with; p_metadata; p_is_pinned: always part of llm.context_window(); p_branch: by default that of the conversation.
 Errors: no_data_found for an unknown conversation or branch; invalid_parameter_value; unique_violation when the id is another message''s.';
 
 
@@ -315,9 +315,9 @@ end
 $$;
 
 comment on function llm.append_messages(uuid, text, bigint) is
-'Appends many messages in one statement, all or none, and returns how many were new. p_conversation_id; p_messages: JSON text, an array of objects with role
-and content (a string or parts), and as they are known message_id, token_count, cost, status, is_pinned, metadata, created_at; p_branch: by default that of
-the conversation. Errors: as llm.append_message(), and they name the first bad message by its index, from 0.';
+'Appends many messages in one statement, all or none, and returns how many were new. p_conversation_id; p_messages: JSON text, an array of objects
+with role and content (a string or parts), and as they are known message_id, token_count, cost, status, is_pinned, metadata, created_at; p_branch:
+by default that of the conversation. Errors: as llm.append_message(), and they name the first bad message by its index, from 0.';
 
 
 -- security definer: as llm.create_conversation().

@@ -96,8 +96,8 @@ $$;
 alter function llm.get_messages(uuid, bigint, bigint, bigint, bigint) owner to llm_owner;
 
 comment on function llm.get_messages(uuid, bigint, bigint, bigint, bigint) is
-'A page of a conversation, in order of numbers: the newest messages, or those right before number p_before; or with p_after those right after that number.
-p_limit: at most so many; p_branch: by default that of the conversation. Errors: no_data_found for an unknown conversation or branch.';
+'A page of a conversation, in order of numbers: the newest messages, or those right before number p_before; or with p_after those right after that
+number. p_limit: at most so many; p_branch: by default that of the conversation. Errors: no_data_found for an unknown conversation or branch.';
 
 
 create function llm.get_messages_by_id(
@@ -193,8 +193,8 @@ end
 $$;
 
 comment on function llm.count_messages(uuid, bigint) is
-'How many messages a branch shows, those that it shares included; llm.get_conversation() tells the number of all branches at once. p_branch: by default that
-of the conversation. Errors: no_data_found for an unknown conversation or branch.';
+'How many messages a branch shows, those that it shares included; llm.get_conversation() tells the number of all branches at once. p_branch: by
+default that of the conversation. Errors: no_data_found for an unknown conversation or branch.';
 
 
 -- Changing
@@ -304,8 +304,8 @@ $$;
 alter function llm.update_message(uuid, text, text, text, integer, double precision, jsonb) owner to llm_owner;
 
 comment on function llm.update_message(uuid, text, text, text, integer, double precision, jsonb) is
-'Goes on with a message that is streaming: its whole content so far in p_content or p_parts, and at the end p_status complete, failed or cancelled. p_token_count,
-p_cost and p_metadata of any message may be corrected; what is null stays as it is. Returns the message.
+'Goes on with a message that is streaming: its whole content so far in p_content or p_parts, and at the end p_status complete, failed or cancelled.
+p_token_count, p_cost and p_metadata of any message may be corrected; what is null stays as it is. Returns the message.
 Errors: no_data_found when there is no such message; object_not_in_prerequisite_state for content or status of one that is not streaming;
 invalid_parameter_value.';
 
@@ -345,7 +345,8 @@ $$;
 alter function llm.delete_message(uuid) owner to llm_owner;
 
 comment on function llm.delete_message(uuid) is
-'Deletes a message softly: no function shows it, and it is not counted. Its number is not given again. Errors: no_data_found when there is no such message.';
+'Deletes a message softly: no function shows it, and it is not counted. Its number is not given again. Errors: no_data_found when there is no such
+message.';
 
 
 -- security definer: as llm.create_conversation().

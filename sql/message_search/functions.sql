@@ -115,8 +115,8 @@ $$;
 alter function llm.index_messages(bigint) owner to llm_owner;
 
 comment on function llm.index_messages(bigint) is
-'Puts messages that are not there yet into the index of llm.search_messages(), which finds them without it, but by reading them all. Of the current tenant, or
-without one of all. p_limit: at most so many. Returns how many: call it every minute, as by pg_cron, and again while that is p_limit.';
+'Puts messages that are not there yet into the index of llm.search_messages(), which finds them without it, but by reading them all. Of the current
+tenant, or without one of all. p_limit: at most so many. Returns how many: call it every minute, as by pg_cron, and again while that is p_limit.';
 
 
 -- security definer: as llm.index_messages().
@@ -207,8 +207,8 @@ $$;
 alter function llm._find_messages(tsquery, uuid, bigint) owner to llm_owner;
 
 comment on function llm._find_messages(tsquery, uuid, bigint) is
-'The messages of the tenant, and of the user if one is set, that a query matches, best first; in the index, and where that has not come to. p_conversation_id:
-of this conversation, null for all.';
+'The messages of the tenant, and of the user if one is set, that a query matches, best first; in the index, and where that has not come to.
+p_conversation_id: of this conversation, null for all.';
 
 
 create function llm.search_messages(
@@ -247,9 +247,10 @@ end
 $$;
 
 comment on function llm.search_messages(text, uuid, bigint, bigint) is
-'Messages with these words, best first, in all branches. p_query: words as in a web search: "together", or, -not; words are compared as they are written, in any
-case; p_conversation_id: in this one only; p_limit, p_offset: the page. headline shows the words in «» with what is around them; rank grows with how often
-they occur. Only the first 100,000 characters of a message are searched. Errors: invalid_parameter_value when there is no word in p_query.';
+'Messages with these words, best first, in all branches. p_query: words as in a web search: "together", or, -not; words are compared as they are
+written, in any case; p_conversation_id: in this one only; p_limit, p_offset: the page. headline shows the words in «» with what is around them;
+rank grows with how often they occur. Only the first 100,000 characters of a message are searched. Errors: invalid_parameter_value when there is no
+word in p_query.';
 
 
 select llm._grant_execute(
