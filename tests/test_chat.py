@@ -288,25 +288,29 @@ def test_an_append_stays_on_its_page(bound: Client, db: Client, conversation: UU
 
 
 def kill(cluster: Cluster) -> None:
-    """Kill the server and all its processes, which get no time to do anything."""
-    postmaster = int((Path(cluster.datadir) / "postmaster.pid").read_text().split()[0])
+    """Kill the server and all its processes, which get no time to do anything, and start it again."""
+    lock = Path(cluster.datadir) / "postmaster.pid"
+    postmaster = int(lock.read_text().split()[0])
+    options = (Path(cluster.datadir) / "postmaster.opts").read_text().split(" ", 1)[1]
     os.kill(postmaster, signal.SIGSTOP)  # so that it starts no more of them
-    children = [int(path.name) for path in Path("/proc").glob("[0-9]*") if _parent(path) == postmaster]
+    children = [int(path.name) for path in Path("/proc").glob("[0-9]*") if _status(path)[1:2] == [str(postmaster)]]
     for pid in (postmaster, *children):
         os.kill(pid, signal.SIGKILL)
     give_up = monotonic() + 30
-    while any(Path(f"/proc/{pid}/exe").exists() for pid in (postmaster, *children)) and monotonic() < give_up:
+    while any(_status(Path(f"/proc/{pid}"))[:1] not in ([], ["Z"]) for pid in (postmaster, *children)) and monotonic() < give_up:
         pass
     # A container's first process may never take note of their end; to the server that looks as if they lived.
-    (Path(cluster.datadir) / "postmaster.pid").unlink()
-    cluster._clear_process()
+    for left in (lock, *Path(cluster.unixsocketdir).glob(".s.PGSQL.*.lock")):
+        left.unlink()
+    cluster.program("pg_ctl", "start", "-w", "-s", "-D", cluster.datadir, "-l", cluster.logfile, "-o", options.strip())
 
 
-def _parent(path: Path) -> int | None:
+def _status(path: Path) -> list[str]:
+    """Return the state and the parent of a process, nothing when it is gone."""
     try:
-        return int((path / "stat").read_text().rpartition(")")[2].split()[1])
+        return (path / "stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:
-        return None
+        return []
 
 
 def test_no_acknowledged_message_is_lost_when_the_server_is_killed(own_cluster: Cluster) -> None:
@@ -337,7 +341,6 @@ def test_no_acknowledged_message_is_lost_when_the_server_is_killed(own_cluster: 
                 while len(acknowledged) < before + 200:
                     pass
                 kill(own_cluster)
-            own_cluster.start()
             with own_cluster.connect(database.name) as connection:
                 assert connection.execute(BROKEN).fetchall() == []
                 stored = {seq for (seq,) in connection.execute("select seq from llm.messages")}

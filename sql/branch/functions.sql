@@ -1,3 +1,23 @@
+create function llm._refuse_branch(
+    p_conversation_id uuid,
+    p_branch          bigint
+)
+    returns void
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception 'conversation % has no branch %', p_conversation_id, p_branch
+        using errcode = 'no_data_found',
+              hint = 'llm.branches() lists them; the first is 0.';
+end
+$$;
+
+comment on function llm._refuse_branch(uuid, bigint) is
+'Raises no_data_found: there is no such branch.';
+
+
 create function llm._branch_path(
     p_tenant          text,
     p_conversation_id uuid,
@@ -139,8 +159,8 @@ $$;
 alter function llm.fork_conversation(uuid, bigint, bigint, text) owner to llm_owner;
 
 comment on function llm.fork_conversation(uuid, bigint, bigint, text) is
-'Begins a branch and returns its number; messages are then appended to it. Nothing is copied. p_conversation_id; p_at: the number of the last message that
-it shares, 0 for none, by default the newest; p_branch: of which branch, by default that of the conversation; p_name.
+'Begins a branch and returns its number; messages are then appended to it. Nothing is copied. p_conversation_id; p_at: the number of the last
+message that it shares, 0 for none, by default the newest; p_branch: of which branch, by default that of the conversation; p_name.
 Errors: no_data_found for an unknown conversation, branch or message; program_limit_exceeded when 1000 branches are forked from each other.';
 
 
@@ -176,7 +196,8 @@ create function llm.branches(
     p_conversation_id uuid
 )
     returns table (
-        branch bigint, parent_branch bigint, forked_at bigint, name text, is_active boolean, message_count bigint, last_seq bigint, created_at timestamptz
+        branch bigint, parent_branch bigint, forked_at bigint, name text, is_active boolean, message_count bigint, last_seq bigint,
+        created_at timestamptz
     )
     language plpgsql
     stable
@@ -213,8 +234,8 @@ end
 $$;
 
 comment on function llm.branches(uuid) is
-'The branches of a conversation: from which one each was forked, and after which message; its name; whether messages are appended to it now; how many it has
-of its own, and the number of the newest. Errors: no_data_found when there is no such conversation.';
+'The branches of a conversation: from which one each was forked, and after which message; its name; whether messages are appended to it now; how
+many it has of its own, and the number of the newest. Errors: no_data_found when there is no such conversation.';
 
 
 -- security definer: as llm.create_conversation().
@@ -268,8 +289,8 @@ begin
         p_name
     );
     return llm.append_message(
-        v_message.conversation_id, v_message.role, p_content, p_parts, null::uuid, p_token_count, null::double precision, 'complete'::text, p_metadata,
-        false, v_branch
+        v_message.conversation_id, v_message.role, p_content, p_parts, null::uuid, p_token_count, null::double precision, 'complete'::text,
+        p_metadata, false, v_branch
     );
 end
 $$;
@@ -277,14 +298,14 @@ $$;
 alter function llm.edit_message(uuid, text, text, integer, jsonb, text) owner to llm_owner;
 
 comment on function llm.edit_message(uuid, text, text, integer, jsonb, text) is
-'Says something else in a message''s place, on a new branch that begins before it: the message, and all that followed, stay on theirs. p_message_id; p_content
-or p_parts, p_token_count, p_metadata: as for llm.append_message(); p_name: of the branch. Returns where the new message is.
+'Says something else in a message''s place, on a new branch that begins before it: the message, and all that followed, stay on theirs. p_message_id;
+p_content or p_parts, p_token_count, p_metadata: as for llm.append_message(); p_name: of the branch. Returns where the new message is.
 Errors: no_data_found when there is no such message; as llm.append_message(), llm.fork_conversation().';
 
 
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader'],
-    '_branch_path', '_branch'
+    '_refuse_branch', '_branch_path', '_branch'
 );
 
 select llm._grant_execute(

@@ -17,8 +17,8 @@ create table if not exists llm.branches (
 );
 
 comment on table llm.branches is
-'Branches of a conversation besides the first, which is 0 and has no row: a branch has the messages of its parent up to number forked_at, and then its own.
-user_id is the conversation''s. Written by functions alone.';
+'Branches of a conversation besides the first, which is 0 and has no row: a branch has the messages of its parent up to number forked_at, and then
+its own. user_id is the conversation''s. Written by functions alone.';
 
 select llm._protect_tenant_table('llm.branches'::regclass, 'select'::text);
 select llm._protect_user_rows('llm.branches'::regclass);

@@ -17,8 +17,8 @@ create type llm.message as (
 );
 
 comment on type llm.message is
-'A message: seq numbers those of its conversation, branch is the one that it was appended to; content is a string or an array of parts; token_count and
-cost are null when unknown; rating is -1, 0 or 1; updated_at is when the content last changed, null if never.';
+'A message: seq numbers those of its conversation, branch is the one that it was appended to; content is a string or an array of parts; token_count
+and cost are null when unknown; rating is -1, 0 or 1; updated_at is when the content last changed, null if never.';
 
 
 create type llm.appended_message as (
@@ -159,46 +159,7 @@ comment on function llm._refuse_messages(jsonb) is
 'Raises invalid_parameter_value for the first of these messages that is not one, by its index from 0.';
 
 
-create function llm._refuse_message_id(
-    p_message_id uuid
-)
-    returns void
-    language plpgsql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    raise exception 'message % does not exist', coalesce(p_message_id::text, 'null')
-        using errcode = 'no_data_found',
-              hint = 'It may be deleted, or another user''s: llm.get_messages() shows those of a conversation.';
-end
-$$;
-
-comment on function llm._refuse_message_id(uuid) is
-'Raises no_data_found: there is no such message.';
-
-
 -- Appending
-
-create function llm._refuse_branch(
-    p_conversation_id uuid,
-    p_branch          bigint
-)
-    returns void
-    language plpgsql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    raise exception 'conversation % has no branch %', p_conversation_id, p_branch
-        using errcode = 'no_data_found',
-              hint = 'llm.branches() lists them; the first is 0.';
-end
-$$;
-
-comment on function llm._refuse_branch(uuid, bigint) is
-'Raises no_data_found: there is no such branch.';
-
 
 -- security definer: as llm.create_conversation().
 create function llm.append_message(
@@ -279,10 +240,10 @@ $$;
 alter function llm.append_message(uuid, text, text, text, uuid, integer, double precision, text, jsonb, boolean, bigint) owner to llm_owner;
 
 comment on function llm.append_message(uuid, text, text, text, uuid, integer, double precision, text, jsonb, boolean, bigint) is
-'Appends a message and returns its id and number. p_conversation_id; p_role: user, assistant, system or tool; p_content: text, as llm.clean_text() gives it
-where it may be odd; or p_parts: JSON text, a string or an array of parts, cleaned as by llm.clean_jsonb(); p_message_id: chosen by the client, so that
-a repeated call appends nothing; p_token_count and p_cost: null when unknown; p_status: streaming for an answer that llm.update_message() goes on with;
-p_metadata; p_is_pinned: always part of llm.context_window(); p_branch: by default that of the conversation.
+'Appends a message and returns its id and number. p_conversation_id; p_role: user, assistant, system or tool; p_content: text, as llm.clean_text()
+gives it where it may be odd; or p_parts: JSON text, a string or an array of parts, cleaned as by llm.clean_jsonb(); p_message_id: chosen by the
+client, so that a repeated call appends nothing; p_token_count and p_cost: null when unknown; p_status: streaming for an answer that
+llm.update_message() goes on with; p_metadata; p_is_pinned: always part of llm.context_window(); p_branch: by default that of the conversation.
 Errors: no_data_found for an unknown conversation or branch; invalid_parameter_value; unique_violation when the id is another message''s.';
 
 
@@ -338,11 +299,32 @@ comment on function llm._appended_before(text, uuid, uuid, text, jsonb) is
 'Locks a conversation and returns where the message of that id is, null when it is new. Errors: no_data_found; unique_violation when it is another.';
 
 
--- security definer: as llm.create_conversation().
 create function llm.append_messages(
     p_conversation_id uuid,
     p_messages        text,
     p_branch          bigint default null
+)
+    returns bigint
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return llm._append_messages(p_conversation_id, llm._clean_json(p_messages), p_branch);
+end
+$$;
+
+comment on function llm.append_messages(uuid, text, bigint) is
+'Appends many messages in one statement, all or none, and returns how many were new. p_conversation_id; p_messages: JSON text, an array of objects
+with role and content (a string or parts), and as they are known message_id, token_count, cost, status, is_pinned, metadata, created_at; p_branch:
+by default that of the conversation. Errors: as llm.append_message(), and they name the first bad message by its index, from 0.';
+
+
+-- security definer: as llm.create_conversation().
+create function llm._append_messages(
+    p_conversation_id uuid,
+    p_messages        jsonb,
+    p_branch          bigint
 )
     returns bigint
     language plpgsql
@@ -352,23 +334,22 @@ create function llm.append_messages(
 as $$
 declare
     v_tenant       text := llm._conversation_tenant();
-    v_messages     jsonb := llm._clean_json(p_messages);
     -- What a UUID of version 7 begins with: calling the function for each row would take a third of the time.
     v_prefix       text := left(llm.uuid_v7()::text, 18);
     v_conversation record;
     v_new          record;
 begin
-    if jsonb_typeof(v_messages) is distinct from 'array' or v_messages @? '$[*] ? (@.type() != "object")' then
-        raise exception 'these are not messages: %', left(coalesce(v_messages::text, 'null'), 100)
+    if jsonb_typeof(p_messages) is distinct from 'array' or p_messages @? '$[*] ? (@.type() != "object")' then
+        raise exception 'these are not messages: %', left(coalesce(p_messages::text, 'null'), 100)
             using errcode = 'invalid_parameter_value',
                   hint = 'Give an array of objects with role and content, and what else llm.append_message() takes, without p_.';
     end if;
 
     -- As llm._is_content().
-    if v_messages @? 'strict $[*].content ? (@.type() == "array")[*] ? (@.type() != "object")'
-        or v_messages @? 'lax $[*].content[*] ? (@.type() == "object" && !(@."type".type() == "string"))'
+    if p_messages @? 'strict $[*].content ? (@.type() == "array")[*] ? (@.type() != "object")'
+        or p_messages @? 'lax $[*].content[*] ? (@.type() == "object" && !(@."type".type() == "string"))'
     then
-        perform llm._refuse_messages(v_messages);
+        perform llm._refuse_messages(p_messages);
     end if;
 
     select c.last_seq, c.branch, c.last_branch, c.user_id, c.indexed_seq
@@ -394,7 +375,7 @@ begin
             coalesce(r.message_id, (v_prefix || substr(gen_random_uuid()::text, 19))::uuid), v_conversation.user_id, r.role, r.content,
             coalesce(r.status, 'complete'), coalesce(r.is_pinned, false), r.token_count, r.cost, r.metadata,
             coalesce(r.created_at, clock_timestamp())
-        from rows from (jsonb_to_recordset(v_messages) as (
+        from rows from (jsonb_to_recordset(p_messages) as (
             message_id uuid, role text, content jsonb, status text, is_pinned boolean, token_count integer, cost numeric, metadata jsonb,
             created_at timestamptz
         )) with ordinality r (message_id, role, content, status, is_pinned, token_count, cost, metadata, created_at, number)
@@ -404,8 +385,8 @@ begin
     )
     select count(*) as messages, coalesce(sum(i.token_count), 0) as tokens, coalesce(sum(i.cost), 0) as cost into v_new from i;
 
-    if v_new.messages < jsonb_array_length(v_messages) then
-        perform llm._refuse_other_messages(v_tenant, p_conversation_id, v_messages);
+    if v_new.messages < jsonb_array_length(p_messages) then
+        perform llm._refuse_other_messages(v_tenant, p_conversation_id, p_messages);
     end if;
     if v_new.messages > 0 then
         update llm.conversations c
@@ -423,17 +404,15 @@ begin
     return v_new.messages;
 exception
     when check_violation or not_null_violation then
-        perform llm._refuse_messages(v_messages);
+        perform llm._refuse_messages(p_messages);
         raise;
 end
 $$;
 
-alter function llm.append_messages(uuid, text, bigint) owner to llm_owner;
+alter function llm._append_messages(uuid, jsonb, bigint) owner to llm_owner;
 
-comment on function llm.append_messages(uuid, text, bigint) is
-'Appends many messages in one statement, all or none, and returns how many were new. p_conversation_id; p_messages: JSON text, an array of objects with role
-and content (a string or parts), and as they are known message_id, token_count, cost, status, is_pinned, metadata, created_at; p_branch: by default that of
-the conversation. Errors: as llm.append_message(), and they name the first bad message by its index, from 0.';
+comment on function llm._append_messages(uuid, jsonb, bigint) is
+'llm.append_messages() of messages that are clean.';
 
 
 -- security definer: as llm.create_conversation().
@@ -483,7 +462,7 @@ comment on function llm._delete_messages() is
 
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader'],
-    '_message_text', '_refuse_message_id', '_refuse_branch'
+    '_message_text'
 );
 
 select llm._grant_execute(
@@ -498,5 +477,5 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app'],
-    'append_message', 'append_messages'
+    'append_message', 'append_messages', '_append_messages'
 );

@@ -30,9 +30,9 @@ create table if not exists llm.messages (
 );
 
 comment on table llm.messages is
-'Messages: seq numbers those of a conversation without a gap, over all its branches; user_id is the conversation''s; content is a string, or an array of
-parts, which are objects with a type; status is streaming until the content is whole; token_count and cost are null when unknown; rating is -1, 0 or 1;
-updated_at is when the content last changed. Written by functions alone.';
+'Messages: seq numbers those of a conversation without a gap, over all its branches; user_id is the conversation''s; content is a string, or an
+array of parts, which are objects with a type; status is streaming until the content is whole; token_count and cost are null when unknown; rating is
+-1, 0 or 1; updated_at is when the content last changed. Written by functions alone.';
 
 -- "what is always in the context"
 create index if not exists messages_pinned on llm.messages (tenant_id, conversation_id, seq) where is_pinned or role = 'system';

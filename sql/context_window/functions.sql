@@ -9,8 +9,8 @@ create type llm.context_message as (
 );
 
 comment on type llm.context_message is
-'A message of a context window: reason is why it is there: system, pinned, summary (which has no message_id), recalled or newest; is_estimated: token_count
-was unknown, and is estimated by the length.';
+'A message of a context window: reason is why it is there: system, pinned, summary (which has no message_id), recalled or newest; is_estimated:
+token_count was unknown, and is estimated by the length.';
 
 
 create function llm._tokens(
@@ -77,8 +77,8 @@ $$;
 alter function llm.save_summary(uuid, bigint, text, integer, bigint) owner to llm_owner;
 
 comment on function llm.save_summary(uuid, bigint, text, integer, bigint) is
-'Keeps a summary of a conversation up to a message, for llm.context_window(); another one for the same message replaces it. p_upto: the number of the last
-message that it covers; p_summary; p_token_count: null when unknown; p_branch: by default that of the conversation.
+'Keeps a summary of a conversation up to a message, for llm.context_window(); another one for the same message replaces it. p_upto: the number of
+the last message that it covers; p_summary; p_token_count: null when unknown; p_branch: by default that of the conversation.
 Errors: no_data_found for an unknown conversation, branch or message.';
 
 
@@ -267,10 +267,11 @@ end
 $$;
 
 comment on function llm.context_window(uuid, bigint, text, uuid[], bigint) is
-'What to send to a model: messages of at most p_max_tokens together, in order, each with the reason why it is there. Always system and pinned messages and the
-newest one; as many of the newest as fit; when not all do, the latest summary, and from what is left out, for at most a quarter of the tokens,
-p_recalled (ids, such as a vector search finds) and what has words of p_query. A result of a tool never comes without its call. p_branch: by default that
-of the conversation. Errors: no_data_found for an unknown conversation or branch; program_limit_exceeded when what is always in it does not fit.';
+'What to send to a model: messages of at most p_max_tokens together, in order, each with the reason why it is there. Always system and pinned
+messages and the newest one; as many of the newest as fit; when not all do, the latest summary, and from what is left out, for at most a quarter of
+the tokens, p_recalled (ids, such as a vector search finds) and what has words of p_query. A result of a tool never comes without its call.
+p_branch: by default that of the conversation. Errors: no_data_found for an unknown conversation or branch; program_limit_exceeded when what is
+always in it does not fit.';
 
 
 create function llm._recallable(

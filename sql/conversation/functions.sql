@@ -106,8 +106,9 @@ $$;
 alter function llm.create_conversation(text, uuid, uuid, text[], jsonb, jsonb, jsonb, uuid) owner to llm_owner;
 
 comment on function llm.create_conversation(text, uuid, uuid, text[], jsonb, jsonb, jsonb, uuid) is
-'Begins a conversation and returns its id. p_title; p_user_id: whose it is, by default that of llm.set_user(); p_session_id; p_tags; p_model_config: as the
-application likes; p_context: a snapshot; p_metadata; p_conversation_id: chosen by the client, so that a repeated call makes no second conversation.
+'Begins a conversation and returns its id. p_title; p_user_id: whose it is, by default that of llm.set_user(); p_session_id; p_tags; p_model_config:
+as the application likes; p_context: a snapshot; p_metadata; p_conversation_id: chosen by the client, so that a repeated call makes no second
+conversation.
 Errors: unique_violation when the id is taken; insufficient_privilege for another user; object_not_in_prerequisite_state when no tenant is set.';
 
 
@@ -143,8 +144,9 @@ $$;
 alter function llm.create_conversations(jsonb) owner to llm_owner;
 
 comment on function llm.create_conversations(jsonb) is
-'Begins many conversations, all or none, and returns their ids: those that the client chose in order, then the others as they were given. p_conversations:
-an array of objects with the names of llm.create_conversation()''s arguments without p_. Errors: invalid_parameter_value; as llm.create_conversation().';
+'Begins many conversations, all or none, and returns their ids: those that the client chose in order, then the others as they were given.
+p_conversations: an array of objects with the names of llm.create_conversation()''s arguments without p_. Errors: invalid_parameter_value; as
+llm.create_conversation().';
 
 
 -- security definer: as llm.create_conversation().
@@ -229,8 +231,8 @@ $$;
 alter function llm.delete_conversation(uuid) owner to llm_owner;
 
 comment on function llm.delete_conversation(uuid) is
-'Deletes a conversation with its messages softly: no function shows them, llm.restore_conversation() brings them back until llm.purge_conversations() has
-removed them. Returns false when there is no such conversation.';
+'Deletes a conversation with its messages softly: no function shows them, llm.restore_conversation() brings them back until
+llm.purge_conversations() has removed them. Returns false when there is no such conversation.';
 
 
 -- security definer: as llm.create_conversation().
@@ -310,8 +312,8 @@ $$;
 alter function llm.purge_conversations(timestamptz, bigint) owner to llm_owner;
 
 comment on function llm.purge_conversations(timestamptz, bigint) is
-'Removes conversations of the tenant that were deleted softly, with all that is theirs, for good; the longest deleted first. p_deleted_before: by default 30
-days ago; p_limit: at most so many. Returns how many; call it again while that is p_limit.';
+'Removes conversations of the tenant that were deleted softly, with all that is theirs, for good; the longest deleted first. p_deleted_before: by
+default 30 days ago; p_limit: at most so many. Returns how many; call it again while that is p_limit.';
 
 
 -- Reading
@@ -431,9 +433,9 @@ end
 $$;
 
 comment on function llm.list_conversations(uuid, timestamptz, timestamptz, text[], bigint, uuid, bigint) is
-'Conversations, newest first. p_user_id: of this user, by default that of llm.set_user(), if there is one; p_from, p_to: created between; p_tags: that have all
-of these; p_limit: at most so many; p_after: the last conversation of the page before, which costs the same for every page, where p_offset reads all that
-it leaves out. Errors: no_data_found when p_after does not exist.';
+'Conversations, newest first. p_user_id: of this user, by default that of llm.set_user(), if there is one; p_from, p_to: created between; p_tags:
+that have all of these; p_limit: at most so many; p_after: the last conversation of the page before, which costs the same for every page, where
+p_offset reads all that it leaves out. Errors: no_data_found when p_after does not exist.';
 
 
 create function llm.count_conversations(

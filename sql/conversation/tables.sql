@@ -26,9 +26,9 @@ create table if not exists llm.conversations (
 ) with (fillfactor = 50);
 
 comment on table llm.conversations is
-'Conversations of a tenant''s users: context is a snapshot that the application keeps; branch is the one that messages are appended to, last_branch and
-last_seq the last numbers given out, indexed_seq how far llm.search_messages() has an index; message_count, token_count and cost count the messages that
-are not deleted. Written by functions alone, which lock the row first: so numbers have no gap, and counters are right.';
+'Conversations of a tenant''s users: context is a snapshot that the application keeps; branch is the one that messages are appended to, last_branch
+and last_seq the last numbers given out, indexed_seq how far llm.search_messages() has an index; message_count, token_count and cost count the
+messages that are not deleted. Written by functions alone, which lock the row first: so numbers have no gap, and counters are right.';
 
 -- "a user's conversations, newest first", with or without the user
 create index if not exists conversations_by_user on llm.conversations (tenant_id, user_id, created_at, conversation_id);

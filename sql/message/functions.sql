@@ -1,3 +1,22 @@
+create function llm._refuse_message_id(
+    p_message_id uuid
+)
+    returns void
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception 'message % does not exist', coalesce(p_message_id::text, 'null')
+        using errcode = 'no_data_found',
+              hint = 'It may be deleted, or another user''s: llm.get_messages() shows those of a conversation.';
+end
+$$;
+
+comment on function llm._refuse_message_id(uuid) is
+'Raises no_data_found: there is no such message.';
+
+
 -- Reading
 
 -- security definer: for its own tenant alone, checked once, where row-level security would ask for each table; users' rows are still theirs alone.
@@ -77,8 +96,8 @@ $$;
 alter function llm.get_messages(uuid, bigint, bigint, bigint, bigint) owner to llm_owner;
 
 comment on function llm.get_messages(uuid, bigint, bigint, bigint, bigint) is
-'A page of a conversation, in order of numbers: the newest messages, or those right before number p_before; or with p_after those right after that number.
-p_limit: at most so many; p_branch: by default that of the conversation. Errors: no_data_found for an unknown conversation or branch.';
+'A page of a conversation, in order of numbers: the newest messages, or those right before number p_before; or with p_after those right after that
+number. p_limit: at most so many; p_branch: by default that of the conversation. Errors: no_data_found for an unknown conversation or branch.';
 
 
 create function llm.get_messages_by_id(
@@ -174,8 +193,8 @@ end
 $$;
 
 comment on function llm.count_messages(uuid, bigint) is
-'How many messages a branch shows, those that it shares included; llm.get_conversation() tells the number of all branches at once. p_branch: by default that
-of the conversation. Errors: no_data_found for an unknown conversation or branch.';
+'How many messages a branch shows, those that it shares included; llm.get_conversation() tells the number of all branches at once. p_branch: by
+default that of the conversation. Errors: no_data_found for an unknown conversation or branch.';
 
 
 -- Changing
@@ -285,8 +304,8 @@ $$;
 alter function llm.update_message(uuid, text, text, text, integer, double precision, jsonb) owner to llm_owner;
 
 comment on function llm.update_message(uuid, text, text, text, integer, double precision, jsonb) is
-'Goes on with a message that is streaming: its whole content so far in p_content or p_parts, and at the end p_status complete, failed or cancelled. p_token_count,
-p_cost and p_metadata of any message may be corrected; what is null stays as it is. Returns the message.
+'Goes on with a message that is streaming: its whole content so far in p_content or p_parts, and at the end p_status complete, failed or cancelled.
+p_token_count, p_cost and p_metadata of any message may be corrected; what is null stays as it is. Returns the message.
 Errors: no_data_found when there is no such message; object_not_in_prerequisite_state for content or status of one that is not streaming;
 invalid_parameter_value.';
 
@@ -326,7 +345,8 @@ $$;
 alter function llm.delete_message(uuid) owner to llm_owner;
 
 comment on function llm.delete_message(uuid) is
-'Deletes a message softly: no function shows it, and it is not counted. Its number is not given again. Errors: no_data_found when there is no such message.';
+'Deletes a message softly: no function shows it, and it is not counted. Its number is not given again. Errors: no_data_found when there is no such
+message.';
 
 
 -- security definer: as llm.create_conversation().
@@ -400,7 +420,7 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader'],
-    'get_message', 'get_messages_by_id'
+    '_refuse_message_id', 'get_message', 'get_messages_by_id'
 );
 
 select llm._grant_execute(

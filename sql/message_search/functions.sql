@@ -115,8 +115,8 @@ $$;
 alter function llm.index_messages(bigint) owner to llm_owner;
 
 comment on function llm.index_messages(bigint) is
-'Puts messages that are not there yet into the index of llm.search_messages(), which finds them without it, but by reading them all. Of the current tenant, or
-without one of all. p_limit: at most so many. Returns how many: call it every minute, as by pg_cron, and again while that is p_limit.';
+'Puts messages that are not there yet into the index of llm.search_messages(), which finds them without it, but by reading them all. Of the current
+tenant, or without one of all. p_limit: at most so many. Returns how many: call it every minute, as by pg_cron, and again while that is p_limit.';
 
 
 -- security definer: as llm.index_messages().
@@ -159,6 +159,7 @@ create function llm._find_messages(
     security definer
     set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off
 as $$
 declare
     v_tenant text := llm._conversation_tenant();
@@ -175,8 +176,7 @@ begin
         with found as materialized (
             select i.message_id, ts_rank(i.search, p_query)::double precision as rank
             from llm.message_index i
-            where i.tenant_id = v_tenant
-                and i.search @@ v_scoped
+            where i.search @@ v_scoped
             union all
             select t.message_id, ts_rank(t.words, p_query)::double precision
             from (
@@ -207,8 +207,8 @@ $$;
 alter function llm._find_messages(tsquery, uuid, bigint) owner to llm_owner;
 
 comment on function llm._find_messages(tsquery, uuid, bigint) is
-'The messages of the tenant, and of the user if one is set, that a query matches, best first; in the index, and where that has not come to. p_conversation_id:
-of this conversation, null for all.';
+'The messages of the tenant, and of the user if one is set, that a query matches, best first; in the index, and where that has not come to.
+p_conversation_id: of this conversation, null for all.';
 
 
 create function llm.search_messages(
@@ -247,9 +247,10 @@ end
 $$;
 
 comment on function llm.search_messages(text, uuid, bigint, bigint) is
-'Messages with these words, best first, in all branches. p_query: words as in a web search: "together", or, -not; words are compared as they are written, in any
-case; p_conversation_id: in this one only; p_limit, p_offset: the page. headline shows the words in «» with what is around them; rank grows with how often
-they occur. Only the first 100,000 characters of a message are searched. Errors: invalid_parameter_value when there is no word in p_query.';
+'Messages with these words, best first, in all branches. p_query: words as in a web search: "together", or, -not; words are compared as they are
+written, in any case; p_conversation_id: in this one only; p_limit, p_offset: the page. headline shows the words in «» with what is around them;
+rank grows with how often they occur. Only the first 100,000 characters of a message are searched. Errors: invalid_parameter_value when there is no
+word in p_query.';
 
 
 select llm._grant_execute(

@@ -12,8 +12,8 @@ return transcript.read(p_elements, p_shape)
 $$;
 
 comment on function llm._read_transcript(text, text) is
-'The messages of a transcript: role, content, and keep: whether the element says more than they do. p_elements: a JSON array; p_shape: openai, anthropic or
-langchain. Errors: invalid_parameter_value, with the index of the element that is malformed.';
+'The messages of a transcript: role, content, and keep: whether the element says more than they do. p_elements: a JSON array; p_shape: openai,
+anthropic or langchain. Errors: invalid_parameter_value, with the index of the element that is malformed.';
 
 
 create function llm._write_transcript(
@@ -81,7 +81,7 @@ begin
             using errcode = 'unique_violation',
                   hint = 'A transcript becomes a conversation of its own: give another p_conversation_id, or none.';
     end if;
-    perform llm.append_messages(
+    perform llm._append_messages(
         v_id,
         (
             select coalesce(jsonb_agg(
@@ -93,7 +93,7 @@ begin
                     else '{}'
                 end
                 order by m.number
-            ), '[]')::text
+            ), '[]')
             from jsonb_array_elements(v_messages) with ordinality m (value, number)
         ),
         null::bigint
@@ -103,9 +103,9 @@ end
 $$;
 
 comment on function llm.import_conversation(text, text, text, uuid, uuid, uuid) is
-'Makes a conversation of a transcript, and returns its id. p_transcript: JSON text, cleaned as by llm.clean_jsonb(): an array of messages, or an object that has
-one under messages; p_shape: openai (chat completions), anthropic (messages, with system) or langchain (messages_to_dict()); p_title, p_user_id,
-p_session_id, p_conversation_id: as for llm.create_conversation(). Exported in the same shape it is the same document.
+'Makes a conversation of a transcript, and returns its id. p_transcript: JSON text, cleaned as by llm.clean_jsonb(): an array of messages, or an
+object that has one under messages; p_shape: openai (chat completions), anthropic (messages, with system) or langchain (messages_to_dict());
+p_title, p_user_id, p_session_id, p_conversation_id: as for llm.create_conversation(). Exported in the same shape it is the same document.
 Errors: invalid_parameter_value, with the index of the element at fault, from 0: nothing is stored then; as llm.create_conversation().';
 
 
@@ -163,9 +163,9 @@ end
 $$;
 
 comment on function llm.export_conversation(uuid, text, bigint) is
-'A conversation as a transcript. p_shape: openai, anthropic or langchain; p_branch: by default that of the conversation. The result is an array of messages, an
-object with system and messages for anthropic; what was imported in that shape comes back as it was. Where shapes differ: one message with several
-results of tools is several in openai and langchain; anthropic has all system messages in system.
+'A conversation as a transcript. p_shape: openai, anthropic or langchain; p_branch: by default that of the conversation. The result is an array of
+messages, an object with system and messages for anthropic; what was imported in that shape comes back as it was. Where shapes differ: one message
+with several results of tools is several in openai and langchain; anthropic has all system messages in system.
 Errors: invalid_parameter_value for another shape; no_data_found for an unknown conversation or branch.';
 
 

@@ -32,6 +32,12 @@ ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
     "llm.config_history": lambda tenant: {
         "key": "in history only", "value": Jsonb(f"secret of {tenant}"), "version": 1, "operation": "insert", "changed_by": "somebody"
     },
+    "llm.conversations": lambda tenant: {"conversation_id": UUID(int=1), "title": f"secret of {tenant}"},
+    "llm.messages": lambda tenant: {
+        "conversation_id": UUID(int=1), "seq": 1, "message_id": UUID(int=2), "role": "user", "content": Jsonb(f"secret of {tenant}")
+    },
+    "llm.branches": lambda tenant: {"conversation_id": UUID(int=1), "branch": 1, "parent_branch": 0, "forked_at": 0, "name": f"secret of {tenant}"},
+    "llm.summaries": lambda tenant: {"conversation_id": UUID(int=1), "branch": 0, "upto": 1, "summary": f"secret of {tenant}"},
     "llm.data_key_versions": lambda tenant: {"key_id": KEY, "version": 1, "wrapped": b"secret of " + tenant.encode()},
     "llm.data_keys": lambda tenant: {"key_id": KEY, "tenant_key_id": KEY, "kind": "data"},
     "llm.key_events": lambda tenant: {"event": f"secret of {tenant}"},
