@@ -20,62 +20,6 @@ channels; write_…: the pending writes, in the order in which LangGraph applies
 
 -- Writing
 
-create function llm._missing_channels(
-    p_tenant    text,
-    p_thread    bigint,
-    p_channels  jsonb,
-    p_contents  bytea[],
-    p_unchanged text[],
-    p_inherited jsonb
-)
-    returns text[]
-    language plpgsql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_bad text;
-begin
-    select c.key
-    into v_bad
-    from jsonb_each(p_channels) c
-    where jsonb_typeof(c.value) <> 'array'
-        or jsonb_array_length(c.value) not in (2, 7)
-        or jsonb_array_length(c.value) = 7 and p_contents[(c.value ->> 5)::integer] is null
-    limit 1;
-    if found then
-        raise exception 'the value of channel % is not given', v_bad
-            using errcode = 'invalid_parameter_value',
-                  hint = 'A value is [type, base64], or [type, log, number, head, keep, content, digest] where content counts p_contents from 1.';
-    end if;
-    return array(
-        select u.name
-        from unnest(p_unchanged) u (name)
-        where not p_inherited ? u.name
-            and not p_channels ? u.name
-        union all
-        select c.key
-        from jsonb_each(p_channels) c
-        where c.value ->> 1 is not null
-            and jsonb_array_length(c.value) = 7
-            and not exists (
-                select
-                from llm.checkpoint_pieces p
-                where p.tenant_id = p_tenant
-                    and p.thread_no = p_thread
-                    and p.log_id = (c.value ->> 1)::uuid
-                    and p.number = (c.value ->> 2)::integer
-                    and p.digest = decode(c.value ->> 6, 'hex')
-                    and p.ends_at >= (c.value ->> 4)::bigint
-            )
-    );
-end
-$$;
-
-comment on function llm._missing_channels(text, bigint, jsonb, bytea[], text[], jsonb) is
-'The channels whose values cannot be stored because what they go on from is not there. Errors: invalid_parameter_value for a malformed value.';
-
-
 -- security definer: checks tenant and thread once, where row-level security would ask in each statement; direct writing is for nobody.
 create function llm.put_checkpoint(
     p_thread_id     text,
@@ -98,6 +42,7 @@ declare
     v_tenant text := llm._checkpoint_tenant();
     v_thread bigint;
     v_each   record;
+    v_value  jsonb;
 begin
     select t.thread_no
     into v_thread
@@ -123,19 +68,19 @@ begin
         ),
         '{}'
     );
-    missing := llm._missing_channels(v_tenant, v_thread, p_channels, p_contents, p_unchanged, channels);
+    missing := array(select u.name from unnest(p_unchanged) u (name) where not channels ? u.name and not p_channels ? u.name);
+    for v_each in select c.key, c.value from jsonb_each(p_channels) c loop
+        if jsonb_array_length(v_each.value) > 2 then
+            v_value := llm._put_channel(v_tenant, v_thread, v_each.value, p_contents[(v_each.value ->> 5)::integer]);
+            if v_value is null then
+                missing := missing || v_each.key;
+            end if;
+            v_each.value := v_value;
+        end if;
+        channels := channels || jsonb_build_object(v_each.key, v_each.value);
+    end loop;
     stored := missing = '{}';
     if stored then
-        for v_each in
-            select c.key, c.value
-            from jsonb_each(p_channels) c
-            order by c.key
-        loop
-            if jsonb_array_length(v_each.value) > 2 then
-                v_each.value := llm._put_channel(v_tenant, v_thread, v_each.value, p_contents[(v_each.value ->> 5)::integer]);
-            end if;
-            channels := channels || jsonb_build_object(v_each.key, v_each.value);
-        end loop;
         insert into llm.checkpoints as c (
             tenant_id, thread_no, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata, channels
         )
@@ -187,8 +132,7 @@ begin
     into v_thread
     from llm.checkpoint_threads t
     where t.tenant_id = v_tenant
-        and t.thread_id = p_thread_id
-    for key share;
+        and t.thread_id = p_thread_id;
     if not found then
         v_thread := llm._begin_thread(v_tenant, p_thread_id);
     end if;
@@ -203,31 +147,32 @@ begin
             and w.idx < 0
             and w.idx = any (p_indexes);
     end if;
-    with inserted as (
-        insert into llm.checkpoint_writes (
-            tenant_id, thread_no, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, hash, content
-        )
-        select
-            v_tenant, v_thread, p_checkpoint_ns, p_checkpoint_id, p_task_id, w.idx, p_task_path, w.channel, w.type,
-            case when octet_length(w.content) >= 1000 then sha256(w.content) end,
-            case when octet_length(w.content) < 1000 then w.content end
-        from unnest(p_indexes, p_channels, p_types, p_contents) w (idx, channel, type, content)
-        on conflict do nothing
-        returning idx, hash
-    ),
-    counted as (
-        insert into llm.checkpoint_blobs as b (tenant_id, hash, refs, content)
-        select v_tenant, i.hash, count(*), (array_agg(w.content))[1]
-        from inserted i
-        join unnest(p_indexes, p_contents) w (idx, content) on w.idx = i.idx
-        where i.hash is not null
-        group by i.hash
-        order by i.hash
-        on conflict (tenant_id, hash) do update set refs = b.refs + excluded.refs
-    )
-    select count(*)
-    into v_count
-    from inserted;
+    insert into llm.checkpoint_writes (tenant_id, thread_no, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, content)
+    select v_tenant, v_thread, p_checkpoint_ns, p_checkpoint_id, p_task_id, w.idx, p_task_path, w.channel, w.type, w.content
+    from unnest(p_indexes, p_channels, p_types, p_contents) w (idx, channel, type, content)
+    where (octet_length(w.content) >= 2000) is not true
+    on conflict do nothing;
+    get diagnostics v_count = row_count;
+    for v_place in 1 .. cardinality(p_indexes) loop
+        if octet_length(p_contents[v_place]) >= 2000 then
+            with written as (
+                insert into llm.checkpoint_writes (
+                    tenant_id, thread_no, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, hash
+                )
+                values (
+                    v_tenant, v_thread, p_checkpoint_ns, p_checkpoint_id, p_task_id, p_indexes[v_place], p_task_path,
+                    p_channels[v_place], p_types[v_place], sha256(p_contents[v_place])
+                )
+                on conflict do nothing
+                returning hash
+            )
+            insert into llm.checkpoint_blobs as b (tenant_id, hash, refs, content)
+            select v_tenant, w.hash, 1, p_contents[v_place]
+            from written w
+            on conflict (tenant_id, hash) do update set refs = b.refs + 1;
+            v_count := v_count + found::integer;
+        end if;
+    end loop;
     return v_count;
 end
 $$;
@@ -240,56 +185,6 @@ at a negative one (error, scheduled, interrupt, resume) it replaces the first. R
 
 
 -- Reading
-
-create function llm._checkpoint(
-    p_tenant        text,
-    p_thread        bigint,
-    p_thread_id     text,
-    p_checkpoint_ns text,
-    p_checkpoint_id text
-)
-    returns llm.checkpoint
-    language plpgsql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_checkpoint llm.checkpoint;
-begin
-    select
-        p_thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id, c.checkpoint, c.metadata, c.channels,
-        array(
-            select llm._checkpoint_content(p_tenant, p_thread, (e.value ->> 1)::uuid, (e.value ->> 2)::integer)
-            from jsonb_each(c.channels) with ordinality e (key, value, place)
-            where jsonb_array_length(e.value) > 2
-            order by e.place
-        )
-    into v_checkpoint
-    from llm.checkpoints c
-    where c.tenant_id = p_tenant
-        and c.thread_no = p_thread
-        and c.checkpoint_ns = p_checkpoint_ns
-        and c.checkpoint_id = p_checkpoint_id;
-
-    select
-        array_agg(w.task_id order by w.task_path, w.task_id, w.idx),
-        array_agg(w.channel order by w.task_path, w.task_id, w.idx),
-        array_agg(w.type order by w.task_path, w.task_id, w.idx),
-        array_agg(coalesce(w.content, b.content) order by w.task_path, w.task_id, w.idx)
-    into v_checkpoint.write_tasks, v_checkpoint.write_channels, v_checkpoint.write_types, v_checkpoint.write_contents
-    from llm.checkpoint_writes w
-    left join llm.checkpoint_blobs b on b.tenant_id = w.tenant_id and b.hash = w.hash
-    where w.tenant_id = p_tenant
-        and w.thread_no = p_thread
-        and w.checkpoint_ns = p_checkpoint_ns
-        and w.checkpoint_id = p_checkpoint_id;
-    return v_checkpoint;
-end
-$$;
-
-comment on function llm._checkpoint(text, bigint, text, text, text) is
-'A checkpoint that exists, with its values and pending writes.';
-
 
 -- security definer: as llm.put_checkpoint().
 create function llm.get_checkpoint(
@@ -305,21 +200,59 @@ create function llm.get_checkpoint(
 as $$
 declare
     v_tenant     text := llm._checkpoint_tenant();
-    v_checkpoint record;
+    v_thread     bigint;
+    v_checkpoint llm.checkpoint;
+    v_each       record;
 begin
-    select c.thread_no, c.checkpoint_id
-    into v_checkpoint
+    select t.thread_no
+    into v_thread
     from llm.checkpoint_threads t
-    join llm.checkpoints c on c.tenant_id = t.tenant_id and c.thread_no = t.thread_no
     where t.tenant_id = v_tenant
-        and t.thread_id = p_thread_id
+        and t.thread_id = p_thread_id;
+    select p_thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id, c.checkpoint, c.metadata, c.channels, '{}'::bytea[]
+    into v_checkpoint
+    from llm.checkpoints c
+    where c.tenant_id = v_tenant
+        and c.thread_no = v_thread
         and c.checkpoint_ns = p_checkpoint_ns
-        and (p_checkpoint_id is null or c.checkpoint_id = p_checkpoint_id)
-    order by c.checkpoint_id desc
-    limit 1;
-    if found then
-        return next llm._checkpoint(v_tenant, v_checkpoint.thread_no, p_thread_id, p_checkpoint_ns, v_checkpoint.checkpoint_id);
+        and c.checkpoint_id = coalesce(
+            p_checkpoint_id,
+            (
+                select l.checkpoint_id
+                from llm.checkpoints l
+                where l.tenant_id = v_tenant
+                    and l.thread_no = v_thread
+                    and l.checkpoint_ns = p_checkpoint_ns
+                order by l.checkpoint_id desc
+                limit 1
+            )
+        );
+    if not found then
+        return;
     end if;
+    for v_each in
+        select (e.value ->> 1)::uuid as log_id, (e.value ->> 2)::integer as number
+        from jsonb_each(v_checkpoint.channels) e
+        where jsonb_array_length(e.value) > 2
+    loop
+        v_checkpoint.contents := v_checkpoint.contents || llm._checkpoint_content(v_tenant, v_thread, v_each.log_id, v_each.number);
+    end loop;
+    for v_each in
+        select w.task_id, w.channel, w.type, coalesce(w.content, b.content) as content
+        from llm.checkpoint_writes w
+        left join llm.checkpoint_blobs b on b.tenant_id = w.tenant_id and b.hash = w.hash
+        where w.tenant_id = v_tenant
+            and w.thread_no = v_thread
+            and w.checkpoint_ns = v_checkpoint.checkpoint_ns
+            and w.checkpoint_id = v_checkpoint.checkpoint_id
+        order by w.task_path, w.task_id, w.idx
+    loop
+        v_checkpoint.write_tasks := v_checkpoint.write_tasks || v_each.task_id;
+        v_checkpoint.write_channels := v_checkpoint.write_channels || v_each.channel;
+        v_checkpoint.write_types := v_checkpoint.write_types || v_each.type;
+        v_checkpoint.write_contents := v_checkpoint.write_contents || v_each.content;
+    end loop;
+    return next v_checkpoint;
 end
 $$;
 
@@ -350,7 +283,7 @@ declare
     v_checkpoint record;
 begin
     for v_checkpoint in
-        select t.thread_id, c.thread_no, c.checkpoint_ns, c.checkpoint_id
+        select t.thread_id, c.checkpoint_ns, c.checkpoint_id
         from llm.checkpoint_threads t
         join llm.checkpoints c on c.tenant_id = t.tenant_id and c.thread_no = t.thread_no
         where t.tenant_id = v_tenant
@@ -362,9 +295,9 @@ begin
         order by c.checkpoint_id desc, t.thread_id, c.checkpoint_ns
         limit p_limit
     loop
-        return next llm._checkpoint(
-            v_tenant, v_checkpoint.thread_no, v_checkpoint.thread_id, v_checkpoint.checkpoint_ns, v_checkpoint.checkpoint_id
-        );
+        return query
+            select *
+            from llm.get_checkpoint(v_checkpoint.thread_id, v_checkpoint.checkpoint_ns, v_checkpoint.checkpoint_id);
     end loop;
 end
 $$;
@@ -377,16 +310,11 @@ before this one; p_limit: at most so many. Each null for all. Errors: as llm.get
 
 
 select llm._grant_execute(
-    array['llm_admin', 'llm_app', 'llm_reader'],
+    array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader'],
     'get_checkpoint', 'list_checkpoints'
 );
 
 select llm._grant_execute(
     array['llm_admin', 'llm_app'],
     'put_checkpoint', 'put_checkpoint_writes'
-);
-
-select llm._grant_execute(
-    array['llm_owner'],
-    '_checkpoint', '_missing_channels'
 );

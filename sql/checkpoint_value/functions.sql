@@ -132,7 +132,7 @@ create function llm._put_piece(
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if octet_length(p_content) < 1000 then
+    if octet_length(p_content) < 2000 then
         insert into llm.checkpoint_pieces (tenant_id, thread_no, log_id, number, base_log, ends_at, digest, content)
         values (p_tenant, p_thread, p_log, p_number, p_base, p_ends_at, p_digest, p_content)
         on conflict do nothing;
@@ -229,18 +229,26 @@ declare
     v_keep    bigint := coalesce((p_value ->> 4)::bigint, 0);
     v_content bytea := p_content;
     v_ends_at bigint := v_keep + octet_length(p_content);
+    v_end     bigint;
     v_base    uuid;
 begin
-    if v_log is not null
-        and v_keep < (
-            select p.ends_at
-            from llm.checkpoint_pieces p
-            where p.tenant_id = p_tenant
-                and p.thread_no = p_thread
-                and p.log_id = v_log
-                and p.number = v_number
-        )
-    then
+    if v_log is not null then
+        select p.ends_at
+        into v_end
+        from llm.checkpoint_pieces p
+        where p.tenant_id = p_tenant
+            and p.thread_no = p_thread
+            and p.log_id = v_log
+            and p.number = v_number
+            and p.digest = v_digest;
+    end if;
+    if p_content is null or jsonb_array_length(p_value) <> 7 or v_keep < 0 or v_log is null and v_keep > 0 then
+        raise exception 'the value % is not given as it should be', p_value
+            using errcode = 'invalid_parameter_value',
+                  hint = 'It is [type, base64], or [type, log, number, head, keep, content, digest] where content counts p_contents from 1.';
+    elsif v_log is not null and coalesce(v_end < v_keep, true) then
+        return null;
+    elsif v_end > v_keep then
         select c.base_log, c.base_number, c.base_digest, c.rest || p_content
         into v_log, v_number, v_digest, v_content
         from llm._cut_log(p_tenant, p_thread, v_log, v_number, v_keep) c;
@@ -272,7 +280,8 @@ end
 $$;
 
 comment on function llm._put_channel(text, bigint, jsonb, bytea) is
-'Stores a value as llm.put_checkpoint() takes it, and returns it as llm.checkpoints has it.';
+'Stores a value as llm.put_checkpoint() takes it, and returns it as llm.checkpoints has it; null when what it goes on from is not there.
+Errors: invalid_parameter_value for a malformed value.';
 
 
 -- security definer: who deletes rows, by hand or through a cascade, need not be able to write the contents.

@@ -29,7 +29,7 @@ create table if not exists llm.checkpoint_blobs (
 ) with (fillfactor = 90);
 
 comment on table llm.checkpoint_blobs is
-'Contents of 1,000 bytes or more, once a tenant: hash is their SHA-256, refs counts the pieces and writes that have it. The last one takes it along.';
+'Contents of 2,000 bytes or more, once a tenant: hash is their SHA-256, refs counts the pieces and writes that have it. The last one takes it along.';
 
 create table if not exists llm.checkpoint_pieces (
     tenant_id  text not null,

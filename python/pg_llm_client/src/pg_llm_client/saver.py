@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from base64 import b64decode
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -20,7 +21,7 @@ from langgraph.checkpoint.base import (
 
 from . import text
 from .connection import Row, Server, Steps
-from .values import Memory, Parcel, unpacked
+from .values import Memory, Parcel, loaded
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -250,10 +251,15 @@ class PgLlmSaver(BaseCheckpointSaver[Any]):
     def _loaded(self, row: Row, *, remember: bool) -> CheckpointTuple:
         thread, namespace, id_, parent, frame, metadata, channels, contents, tasks, names, types, data = row
         values = {}
-        for channel, (type_, content, known) in unpacked(text.loads(channels), contents).items():
-            values[channel] = self.serde.loads_typed((type_, content))
-            if known and remember:
-                self._memory.put((thread, namespace, channel), known)
+        bodies = iter(contents)
+        for channel, stored in text.loads(channels).items():
+            if len(stored) == 2:
+                values[channel] = self.serde.loads_typed((stored[0], b64decode(stored[1])))
+                continue
+            key = (thread, namespace, channel)
+            values[channel], known = loaded(stored, next(bodies), self._memory.get(key), self.serde.loads_typed)
+            if remember:
+                self._memory.put(key, known)
         return CheckpointTuple(
             config=_config(thread, namespace, id_),
             checkpoint={**text.loads(frame), "id": id_, "channel_values": values},

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from base64 import b64decode, b64encode
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,9 @@ SMALL = 128
 
 #: Heads of msgpack lists and mappings by first byte: their own length (msgpack specification, "Formats").
 _HEADS = dict.fromkeys(range(0x80, 0xA0), 1) | {0xDC: 3, 0xDD: 5, 0xDE: 3, 0xDF: 5}
+
+#: Where LangChain's messages are defined: plain data, which a pickle copies as it is.
+MESSAGES = "langchain_core.messages."
 
 #: What tells a value of a channel from others: thread, namespace, channel.
 Key = tuple[str, str, str]
@@ -26,6 +31,21 @@ class Known:
     number: int
     digest: str
     body: bytes
+    copies: Copies
+
+    @property
+    def weight(self) -> int:
+        """The bytes that it takes."""
+        return len(self.body) + sum(map(len, self.copies.parts))
+
+
+@dataclass(frozen=True)
+class Copies:
+    """The first messages of a list, `count` in `size` bytes of its body, as pickles of what they were loaded as: that is copied faster than loaded."""
+
+    parts: tuple[bytes, ...] = ()
+    count: int = 0
+    size: int = 0
 
 
 class Memory:
@@ -47,7 +67,7 @@ class Memory:
         with self._lock:
             self._forget(key)
             self._values[key] = value
-            self._used += len(value.body)
+            self._used += value.weight
             while self._used > self._size and self._values:
                 self._forget(next(iter(self._values)))
 
@@ -59,7 +79,7 @@ class Memory:
     def _forget(self, key: Key) -> None:
         value = self._values.pop(key, None)
         if value:
-            self._used -= len(value.body)
+            self._used -= value.weight
 
 
 class Parcel:
@@ -68,7 +88,7 @@ class Parcel:
     def __init__(self) -> None:
         self.channels: dict[str, list[Any]] = {}
         self.contents: list[bytes] = []
-        self._bodies: dict[str, bytes] = {}
+        self._bodies: dict[str, tuple[bytes, Copies]] = {}
 
     def add(self, channel: str, type_: str, data: bytes, known: Known | None) -> None:
         """Add a value: what goes beyond the known one, if that is how this one begins."""
@@ -80,29 +100,46 @@ class Parcel:
         keep = _common(known.body, body) if known else 0
         if keep < SMALL:
             known, keep = None, 0
-        self._bodies[channel] = body
+        self._bodies[channel] = body, known.copies if known and known.copies.size <= keep else Copies()
         self.contents.append(body[keep:])
         log = [known.log, known.number] if known else [None, None]
         self.channels[channel] = [type_, *log, _text(head), keep, len(self.contents), known.digest if known else None]
 
     def known(self, stored: dict[str, list[Any]]) -> dict[str, Known]:
         """Return what is known now, by what the server says it stored."""
-        return {
-            channel: Known(stored[channel][1], stored[channel][2], stored[channel][4], body) for channel, body in self._bodies.items()
-        }
+        return {channel: _known(stored[channel], body, copies) for channel, (body, copies) in self._bodies.items()}
 
 
-def unpacked(channels: dict[str, list[Any]], contents: list[bytes]) -> dict[str, tuple[str, bytes, Known | None]]:
-    """Return the type, the bytes and what is known of each value, as the server returned them."""
-    bodies = iter(contents)
-    values: dict[str, tuple[str, bytes, Known | None]] = {}
-    for channel, value in channels.items():
-        if len(value) == 2:
-            values[channel] = value[0], b64decode(value[1]), None
-        else:
-            body = next(bodies)
-            values[channel] = value[0], b64decode(value[3]) + body, Known(value[1], value[2], value[4], body)
-    return values
+def loaded(stored: list[Any], body: bytes, before: Known | None, loads: Callable[[tuple[str, bytes]], Any]) -> tuple[Any, Known]:
+    """Return a value that is in a log, and what is known of it now. Messages that were loaded before are copied."""
+    type_, head = stored[0], b64decode(stored[3])
+    count = _count(head) if type_ == "msgpack" else None
+    if count is None:
+        return loads((type_, head + body)), _known(stored, body, Copies())
+    copies = before.copies if before else Copies()
+    if not before or count < copies.count or body[: copies.size] != before.body[: copies.size]:
+        copies = Copies()
+    value = [message for part in copies.parts for message in pickle.loads(part)]  # noqa: S301 - of this process, from its own memory
+    rest = loads((type_, _head(count - copies.count) + body[copies.size :]))
+    if rest and all(type(element).__module__.startswith(MESSAGES) for element in rest):
+        copies = Copies((*copies.parts, pickle.dumps(rest)), count, len(body))
+    return value + rest, _known(stored, body, copies)
+
+
+def _known(stored: list[Any], body: bytes, copies: Copies) -> Known:
+    return Known(stored[1], stored[2], stored[4], body, copies)
+
+
+def _count(head: bytes) -> int | None:
+    """Return how many elements a msgpack list has by its head; None for what is no list."""
+    if not head or not (0x90 <= head[0] < 0xA0 or head[0] in (0xDC, 0xDD)):
+        return None
+    return head[0] & 0x0F if len(head) == 1 else int.from_bytes(head[1:], "big")
+
+
+def _head(count: int) -> bytes:
+    """Return the head of a msgpack list."""
+    return b"\xdd" + count.to_bytes(4, "big")
 
 
 def _text(data: bytes) -> str:
