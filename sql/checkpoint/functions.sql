@@ -6,6 +6,7 @@ create type llm.checkpoint as (
     checkpoint            jsonb,
     metadata              jsonb,
     channels              jsonb,
+    known                 integer[],
     contents              bytea[],
     write_tasks           text[],
     write_channels        text[],
@@ -15,7 +16,7 @@ create type llm.checkpoint as (
 
 comment on type llm.checkpoint is
 'A checkpoint with its values and pending writes: channels as in llm.checkpoints; contents: the values of those that are in logs, in the order of
-channels; write_…: the pending writes, in the order in which LangGraph applies them.';
+channels, each from after the piece with the number in known (0: all of it); write_…: the pending writes, in the order in which LangGraph applies them.';
 
 
 -- Writing
@@ -190,7 +191,8 @@ at a negative one (error, scheduled, interrupt, resume) it replaces the first. R
 create function llm.get_checkpoint(
     p_thread_id     text,
     p_checkpoint_ns text default '',
-    p_checkpoint_id text default null
+    p_checkpoint_id text default null,
+    p_known         jsonb default '{}'
 )
     returns setof llm.checkpoint
     language plpgsql
@@ -199,67 +201,86 @@ create function llm.get_checkpoint(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_tenant     text := llm._checkpoint_tenant();
-    v_thread     bigint;
-    v_checkpoint llm.checkpoint;
-    v_each       record;
+    v_tenant text := llm._checkpoint_tenant();
+    v_thread bigint;
 begin
     select t.thread_no
     into v_thread
     from llm.checkpoint_threads t
     where t.tenant_id = v_tenant
         and t.thread_id = p_thread_id;
-    select p_thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id, c.checkpoint, c.metadata, c.channels, '{}'::bytea[]
-    into v_checkpoint
-    from llm.checkpoints c
-    where c.tenant_id = v_tenant
-        and c.thread_no = v_thread
-        and c.checkpoint_ns = p_checkpoint_ns
-        and c.checkpoint_id = coalesce(
-            p_checkpoint_id,
-            (
-                select l.checkpoint_id
-                from llm.checkpoints l
-                where l.tenant_id = v_tenant
-                    and l.thread_no = v_thread
-                    and l.checkpoint_ns = p_checkpoint_ns
-                order by l.checkpoint_id desc
-                limit 1
-            )
-        );
-    if not found then
-        return;
-    end if;
-    for v_each in
-        select (e.value ->> 1)::uuid as log_id, (e.value ->> 2)::integer as number
-        from jsonb_each(v_checkpoint.channels) e
-        where jsonb_array_length(e.value) > 2
-    loop
-        v_checkpoint.contents := v_checkpoint.contents || llm._checkpoint_content(v_tenant, v_thread, v_each.log_id, v_each.number);
-    end loop;
-    for v_each in
-        select w.task_id, w.channel, w.type, coalesce(w.content, b.content) as content
-        from llm.checkpoint_writes w
-        left join llm.checkpoint_blobs b on b.tenant_id = w.tenant_id and b.hash = w.hash
-        where w.tenant_id = v_tenant
-            and w.thread_no = v_thread
-            and w.checkpoint_ns = v_checkpoint.checkpoint_ns
-            and w.checkpoint_id = v_checkpoint.checkpoint_id
-        order by w.task_path, w.task_id, w.idx
-    loop
-        v_checkpoint.write_tasks := v_checkpoint.write_tasks || v_each.task_id;
-        v_checkpoint.write_channels := v_checkpoint.write_channels || v_each.channel;
-        v_checkpoint.write_types := v_checkpoint.write_types || v_each.type;
-        v_checkpoint.write_contents := v_checkpoint.write_contents || v_each.content;
-    end loop;
-    return next v_checkpoint;
+    return query
+        select
+            p_thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id, c.checkpoint, c.metadata, c.channels,
+            v.known, v.contents, w.tasks, w.channels, w.types, w.contents
+        from llm.checkpoints c
+        cross join lateral (
+            select
+                array_agg(k.number order by e.place) as known,
+                array_agg(coalesce(p.content, llm._checkpoint_content(v_tenant, v_thread, l.log_id, l.number)) order by e.place) as contents
+            from jsonb_each(c.channels) with ordinality e (name, value, place)
+            cross join lateral (select (e.value ->> 1)::uuid as log_id, (e.value ->> 2)::integer as number) l
+            cross join lateral (
+                select coalesce(max(q.number), 0) as number
+                from llm.checkpoint_pieces q
+                where q.tenant_id = v_tenant
+                    and q.thread_no = v_thread
+                    and q.log_id = l.log_id
+                    and q.log_id = (p_known -> e.name ->> 0)::uuid
+                    and q.number = (p_known -> e.name ->> 1)::integer
+                    and q.number <= l.number
+                    and q.digest = decode(p_known -> e.name ->> 2, 'hex')
+            ) k
+            -- The usual case: all is in this log. Otherwise, or when something is missing, the function above is asked.
+            cross join lateral (
+                select case when count(*) = l.number - k.number
+                    then coalesce(string_agg(coalesce(q.content, b.content), ''::bytea order by q.number), ''::bytea) end as content
+                from llm.checkpoint_pieces q
+                left join llm.checkpoint_blobs b on b.tenant_id = q.tenant_id and b.hash = q.hash
+                where q.tenant_id = v_tenant
+                    and q.thread_no = v_thread
+                    and q.log_id = l.log_id
+                    and q.number > k.number
+                    and q.number <= l.number
+            ) p
+            where jsonb_array_length(e.value) > 2
+        ) v
+        cross join lateral (
+            select
+                array_agg(q.task_id order by q.task_path, q.task_id, q.idx) as tasks,
+                array_agg(q.channel order by q.task_path, q.task_id, q.idx) as channels,
+                array_agg(q.type order by q.task_path, q.task_id, q.idx) as types,
+                array_agg(coalesce(q.content, b.content) order by q.task_path, q.task_id, q.idx) as contents
+            from llm.checkpoint_writes q
+            left join llm.checkpoint_blobs b on b.tenant_id = q.tenant_id and b.hash = q.hash
+            where q.tenant_id = v_tenant
+                and q.thread_no = v_thread
+                and q.checkpoint_ns = c.checkpoint_ns
+                and q.checkpoint_id = c.checkpoint_id
+        ) w
+        where c.tenant_id = v_tenant
+            and c.thread_no = v_thread
+            and c.checkpoint_ns = p_checkpoint_ns
+            and c.checkpoint_id = coalesce(
+                p_checkpoint_id,
+                (
+                    select l.checkpoint_id
+                    from llm.checkpoints l
+                    where l.tenant_id = v_tenant
+                        and l.thread_no = v_thread
+                        and l.checkpoint_ns = p_checkpoint_ns
+                    order by l.checkpoint_id desc
+                    limit 1
+                )
+            );
 end
 $$;
 
-alter function llm.get_checkpoint(text, text, text) owner to llm_owner;
+alter function llm.get_checkpoint(text, text, text, jsonb) owner to llm_owner;
 
-comment on function llm.get_checkpoint(text, text, text) is
-'A checkpoint of a thread: the one of that id, by default the latest; no row when there is none, or when the thread is another user''s.
+comment on function llm.get_checkpoint(text, text, text, jsonb) is
+'A checkpoint of a thread: the one of that id, by default the latest; no row when there is none, or when the thread is another user''s. p_known: values that
+the caller has, by channel: [log, number, digest]; of what begins with such a value only the rest is returned.
 Errors: object_not_in_prerequisite_state; data_corrupted when a value is not whole.';
 
 
@@ -297,7 +318,7 @@ begin
     loop
         return query
             select *
-            from llm.get_checkpoint(v_checkpoint.thread_id, v_checkpoint.checkpoint_ns, v_checkpoint.checkpoint_id);
+            from llm.get_checkpoint(v_checkpoint.thread_id, v_checkpoint.checkpoint_ns, v_checkpoint.checkpoint_id, '{}'::jsonb);
     end loop;
 end
 $$;

@@ -21,7 +21,7 @@ from langgraph.checkpoint.base import (
 
 from . import text
 from .connection import Row, Server, Steps
-from .values import Memory, Parcel, loaded
+from .values import Known, Memory, Parcel, loaded
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PAGE = 50
 
 _TUPLE = (
-    "r.thread_id, r.checkpoint_ns, r.checkpoint_id, r.parent_checkpoint_id, r.checkpoint::text, r.metadata::text, r.channels::text, r.contents,"
+    "r.thread_id, r.checkpoint_ns, r.checkpoint_id, r.parent_checkpoint_id, r.checkpoint::text, r.metadata::text, r.channels::text, r.known, r.contents,"
     " r.write_tasks, r.write_channels, r.write_types, r.write_contents"
 )
 
@@ -162,8 +162,14 @@ class PgLlmSaver(BaseCheckpointSaver[Any]):
 
     def _get(self, config: RunnableConfig) -> Steps[CheckpointTuple | None]:
         thread, namespace = _place(config)
-        rows = yield _TUPLE, "get_checkpoint", "text, text, text", [thread, namespace, get_checkpoint_id(config)]
-        return self._loaded(rows[0], remember=True) if rows else None
+        before = self._memory.get((thread, namespace))
+        known = text.dumps({channel: [value.log, value.number, value.digest] for channel, value in before.items()})
+        rows = yield _TUPLE, "get_checkpoint", "text, text, text, jsonb", [thread, namespace, get_checkpoint_id(config), known]
+        if not rows:
+            return None
+        found, values = self._loaded(rows[0], before)
+        self._memory.put((thread, namespace), values)
+        return found
 
     def _pages(
         self, config: RunnableConfig | None, wanted: dict[str, Any] | None, before: RunnableConfig | None, limit: int | None
@@ -182,7 +188,7 @@ class PgLlmSaver(BaseCheckpointSaver[Any]):
                 "text, text, text, jsonb, text, bigint",
                 [place.get("thread_id"), place.get("checkpoint_ns"), only, filtered, last, size],
             )
-            found[:] = [self._loaded(row, remember=False) for row in rows]
+            found[:] = [self._loaded(row, {})[0] for row in rows]
             return tuple(found)
 
         # Only ids of one namespace of one thread are all different, so that one of them is a place to go on from.
@@ -206,10 +212,11 @@ class PgLlmSaver(BaseCheckpointSaver[Any]):
         frame = text.dumps({key: value for key, value in checkpoint.items() if key not in ("channel_values", "id")})
         about = text.dumps(_metadata(config, metadata))
         unchanged = [channel for channel in values if channel not in new_versions]
+        before = self._memory.get((thread, namespace))
         parcel = Parcel()
         for channel in values:
             if channel in new_versions:
-                parcel.add(channel, *self.serde.dumps_typed(values[channel]), self._memory.get((thread, namespace, channel)))
+                parcel.add(channel, *self.serde.dumps_typed(values[channel]), before.get(channel))
         for _ in range(3):
             ((stored, channels, missing),) = yield (
                 "r.stored, r.channels::text, r.missing",
@@ -221,15 +228,13 @@ class PgLlmSaver(BaseCheckpointSaver[Any]):
                 ],
             )  # fmt: skip
             if stored:
-                for channel, known in parcel.known(text.loads(channels)).items():
-                    self._memory.put((thread, namespace, channel), known)
+                self._memory.put((thread, namespace), parcel.known(text.loads(channels)))
                 return _config(thread, namespace, checkpoint["id"])
             # The parent has no such value (any more), or the server no such piece: say all of it.
             changed = [*(channel for channel in parcel.channels if channel not in missing), *missing]
             whole = Parcel()
             for channel in changed:
-                known_value = None if channel in missing else self._memory.get((thread, namespace, channel))
-                whole.add(channel, *self.serde.dumps_typed(values[channel]), known_value)
+                whole.add(channel, *self.serde.dumps_typed(values[channel]), None if channel in missing else before.get(channel))
             parcel = whole
             unchanged = [channel for channel in unchanged if channel not in missing]
         raise RuntimeError(f"checkpoint {checkpoint['id']} cannot be stored: the server keeps asking for the values of {', '.join(missing)}")
@@ -248,18 +253,16 @@ class PgLlmSaver(BaseCheckpointSaver[Any]):
             ],
         )  # fmt: skip
 
-    def _loaded(self, row: Row, *, remember: bool) -> CheckpointTuple:
-        thread, namespace, id_, parent, frame, metadata, channels, contents, tasks, names, types, data = row
-        values = {}
-        bodies = iter(contents)
+    def _loaded(self, row: Row, before: dict[str, Known]) -> tuple[CheckpointTuple, dict[str, Known]]:
+        thread, namespace, id_, parent, frame, metadata, channels, numbers, contents, tasks, names, types, data = row
+        values: dict[str, Any] = {}
+        known: dict[str, Known] = {}
+        parts = zip(contents or (), numbers or (), strict=True)
         for channel, stored in text.loads(channels).items():
             if len(stored) == 2:
                 values[channel] = self.serde.loads_typed((stored[0], b64decode(stored[1])))
-                continue
-            key = (thread, namespace, channel)
-            values[channel], known = loaded(stored, next(bodies), self._memory.get(key), self.serde.loads_typed)
-            if remember:
-                self._memory.put(key, known)
+            else:
+                values[channel], known[channel] = loaded(stored, *next(parts), before.get(channel), self.serde.loads_typed)
         return CheckpointTuple(
             config=_config(thread, namespace, id_),
             checkpoint={**text.loads(frame), "id": id_, "channel_values": values},
@@ -269,7 +272,7 @@ class PgLlmSaver(BaseCheckpointSaver[Any]):
                 (task, name, self.serde.loads_typed((type_, content)))
                 for task, name, type_, content in zip(tasks or (), names or (), types or (), data or (), strict=True)
             ],
-        )
+        ), known
 
 
 def _call(function: str, casts: str, *arguments: object) -> Steps[None]:

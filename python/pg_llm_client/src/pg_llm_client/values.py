@@ -19,8 +19,8 @@ _HEADS = dict.fromkeys(range(0x80, 0xA0), 1) | {0xDC: 3, 0xDD: 5, 0xDE: 3, 0xDF:
 #: Where LangChain's messages are defined: plain data, which a pickle copies as it is.
 MESSAGES = "langchain_core.messages."
 
-#: What tells a value of a channel from others: thread, namespace, channel.
-Key = tuple[str, str, str]
+#: A thread and a namespace of it.
+Place = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -54,32 +54,26 @@ class Memory:
     def __init__(self, size: int) -> None:
         self._size = size
         self._used = 0
-        self._values: OrderedDict[Key, Known] = OrderedDict()
+        self._values: OrderedDict[Place, dict[str, Known]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: Key) -> Known | None:
-        """Return what is known of a channel."""
+    def get(self, place: Place) -> dict[str, Known]:
+        """Return what is known of each channel of a thread."""
         with self._lock:
-            return self._values.get(key)
+            return dict(self._values.get(place, {}))
 
-    def put(self, key: Key, value: Known) -> None:
-        """Remember a value, and forget the oldest ones when that is too much."""
+    def put(self, place: Place, values: dict[str, Known]) -> None:
+        """Remember values of a thread, and forget the threads that were used longest ago when that is too much."""
         with self._lock:
-            self._forget(key)
-            self._values[key] = value
-            self._used += value.weight
-            while self._used > self._size and self._values:
-                self._forget(next(iter(self._values)))
+            before = self._values.pop(place, {})
+            self._values[place] = before | values
+            self._used += _weight(self._values[place]) - _weight(before)
+            while self._used > self._size:
+                self._used -= _weight(self._values.popitem(last=False)[1])
 
-    def forget(self, key: Key) -> None:
-        """Forget what is known of a channel."""
-        with self._lock:
-            self._forget(key)
 
-    def _forget(self, key: Key) -> None:
-        value = self._values.pop(key, None)
-        if value:
-            self._used -= value.weight
+def _weight(values: dict[str, Known]) -> int:
+    return sum(value.weight for value in values.values())
 
 
 class Parcel:
@@ -110,8 +104,21 @@ class Parcel:
         return {channel: _known(stored[channel], body, copies) for channel, (body, copies) in self._bodies.items()}
 
 
-def loaded(stored: list[Any], body: bytes, before: Known | None, loads: Callable[[tuple[str, bytes]], Any]) -> tuple[Any, Known]:
-    """Return a value that is in a log, and what is known of it now. Messages that were loaded before are copied."""
+def loaded(
+    stored: list[Any], content: bytes, number: int, before: Known | None, loads: Callable[[tuple[str, bytes]], Any]
+) -> tuple[Any, Known]:
+    """Return a value that is in a log, and what is known of it now: `content` comes after the value that the log has up to `number`.
+
+    Messages that were loaded before are copied.
+    """
+    if number:
+        assert before
+        assert before.number == number
+        content = before.body + content
+    return _decoded(stored, content, before, loads)
+
+
+def _decoded(stored: list[Any], body: bytes, before: Known | None, loads: Callable[[tuple[str, bytes]], Any]) -> tuple[Any, Known]:
     type_, head = stored[0], b64decode(stored[3])
     count = _count(head) if type_ == "msgpack" else None
     if count is None:
