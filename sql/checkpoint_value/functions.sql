@@ -163,7 +163,7 @@ create function llm._cut_log(
     p_number integer,
     p_keep   bigint
 )
-    returns table (base_log uuid, base_number integer, base_digest bytea, rest bytea)
+    returns table (kept_log uuid, kept_number integer, kept_digest bytea, rest bytea)
     language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
@@ -189,18 +189,18 @@ begin
         v_log := v_piece.base_log;
         v_number := v_piece.number - 1;
     end loop;
-    base_number := v_piece.number - 1;
-    base_log := case
-        when base_number = 0 then null
+    kept_number := v_piece.number - 1;
+    kept_log := case
+        when kept_number = 0 then null
         else coalesce(v_piece.base_log, v_log)
     end;
     select p.digest
-    into base_digest
+    into kept_digest
     from llm.checkpoint_pieces p
     where p.tenant_id = p_tenant
         and p.thread_no = p_thread
-        and p.log_id = base_log
-        and p.number = base_number;
+        and p.log_id = kept_log
+        and p.number = kept_number;
     rest := substring(v_piece.content from 1 for (p_keep - v_piece.starts_at)::integer);
     return next;
 end
@@ -249,7 +249,7 @@ begin
     elsif v_log is not null and coalesce(v_end < v_keep, true) then
         return null;
     elsif v_end > v_keep then
-        select c.base_log, c.base_number, c.base_digest, c.rest || p_content
+        select c.kept_log, c.kept_number, c.kept_digest, c.rest || p_content
         into v_log, v_number, v_digest, v_content
         from llm._cut_log(p_tenant, p_thread, v_log, v_number, v_keep) c;
     end if;

@@ -9,13 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .history import PgLlmChatMessageHistory
     from .saver import PgLlmSaver
 
 __version__ = "0.1.0"
 
-__all__ = ["PgLlmSaver"]
+__all__ = ["PgLlmChatMessageHistory", "PgLlmSaver"]
 
-_MODULES = {"PgLlmSaver": "saver"}
+_MODULES = {"PgLlmChatMessageHistory": "history", "PgLlmSaver": "saver"}
 
 
 def __getattr__(name: str) -> object:
