@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -16,9 +16,9 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
-from pg_llm_client import PgLlmSaver
 
 from bench.support import AtLeast, database, fact, kept, line, one, title
+from pg_llm_client import PgLlmSaver
 from tools.cluster import Cluster
 
 STEPS = 200
@@ -130,6 +130,8 @@ def run(cluster: Cluster, *, quick: bool) -> None:
         line("the whole run, a step", time["ours run"], peer_name, time["theirs run"])
         grown = [(now - then) / rounds for now, then in zip(after, before, strict=True)]
         share = grown[0] / grown[1]
-        fact("bytes on disk, a run", f"{grown[0] / 1024:,.0f} kB", f"peer {grown[1] / 1024:,.0f} kB; {share:.2f}x, bar <= 0.25x  {kept(share <= 0.25)}")
+        fact(
+            "bytes on disk, a run", f"{grown[0] / 1024:,.0f} kB", f"peer {grown[1] / 1024:,.0f} kB; {share:.2f}x, bar <= 0.25x  {kept(share <= 0.25)}"
+        )
         for table in OURS:
             fact(f"  {table}", f"{size(superuser, (table,)) / rounds / 1024:,.0f} kB")

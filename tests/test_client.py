@@ -21,10 +21,10 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.types import Command, interrupt
-from pg_llm_client import PgLlmChatMessageHistory, PgLlmSaver
-from pg_llm_client import text as client_text
 from psycopg.errors import CheckViolation, InsufficientPrivilege, ObjectNotInPrerequisiteState
 
+from pg_llm_client import PgLlmChatMessageHistory, PgLlmSaver
+from pg_llm_client import text as client_text
 from tests.support import Client, Database, raises
 
 USER = UUID(int=1)
@@ -87,7 +87,7 @@ def counted_right(db: Client) -> bool:
 
 def test_the_saver_conforms_to_langgraphs_own_suite(database: Database) -> None:
     @checkpointer_test(name="PgLlmSaver")
-    async def saver() -> AsyncGenerator[BaseCheckpointSaver, None]:
+    async def saver() -> AsyncGenerator[BaseCheckpointSaver]:
         dsn = database.cluster.dsn(database.name, "app")
         async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
             yield PgLlmSaver(connection, tenant="a")
@@ -171,12 +171,12 @@ def test_what_a_step_adds_is_all_that_is_stored(saver: PgLlmSaver, db: Client) -
 def test_a_list_is_stored_from_where_it_changed(saver: PgLlmSaver, db: Client) -> None:
     words = [f"word {number} {'x' * 50}" for number in range(100)]
     config = put(saver, of("t"), words=words)
-    for changed in (words[:50] + ["other"] + words[51:], words[:20], [*words[:20], "y" * 200], words[1:], [], words):
+    for changed in ([*words[:50], "other", *words[51:]], words[:20], [*words[:20], "y" * 200], words[1:], [], words):
         config = put(saver, config, words=changed)
         assert values(saver, config)["words"] == changed
         assert values(PgLlmSaver(db.connection, tenant="a"), config)["words"] == changed
     assert [each.checkpoint["channel_values"]["words"] for each in saver.list(of("t"))] == [
-        words, [], words[1:], [*words[:20], "y" * 200], words[:20], words[:50] + ["other"] + words[51:], words
+        words, [], words[1:], [*words[:20], "y" * 200], words[:20], [*words[:50], "other", *words[51:]], words
     ]  # fmt: skip
     assert counted_right(db)
 

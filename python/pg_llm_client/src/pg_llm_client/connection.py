@@ -120,4 +120,3 @@ class Server:
 
 def _when(condition: str, expression: str) -> str:
     return f"case when {condition} then {expression} end" if condition else expression
-

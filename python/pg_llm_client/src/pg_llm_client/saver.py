@@ -97,9 +97,7 @@ class PgLlmSaver(BaseCheckpointSaver[Any]):
             for found in await self._server.arun(steps):
                 yield found
 
-    def put(
-        self, config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata, new_versions: ChannelVersions
-    ) -> RunnableConfig:
+    def put(self, config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata, new_versions: ChannelVersions) -> RunnableConfig:
         """Store a checkpoint that follows the configuration's, and return its configuration."""
         return self._server.run(self._put(config, checkpoint, metadata, new_versions))
 
@@ -149,7 +147,7 @@ class PgLlmSaver(BaseCheckpointSaver[Any]):
         """As `prune`."""
         await self._server.arun(_call("prune_checkpoints", "text[], text", _names(thread_ids), strategy))
 
-    def get_next_version(self, current: Any, channel: None) -> Any:  # noqa: ARG002 - of the interface
+    def get_next_version(self, current: Any, channel: None) -> Any:
         """Return the next version of a channel: a number, since what a version stands for is known by the checkpoint that has it.
 
         Threads that were brought from another saver go on with the form of versions that they have, which must not be mixed.

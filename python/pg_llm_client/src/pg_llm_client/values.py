@@ -104,9 +104,7 @@ class Parcel:
         return {channel: _known(stored[channel], body, copies) for channel, (body, copies) in self._bodies.items()}
 
 
-def loaded(
-    stored: list[Any], content: bytes, number: int, before: Known | None, loads: Callable[[tuple[str, bytes]], Any]
-) -> tuple[Any, Known]:
+def loaded(stored: list[Any], content: bytes, number: int, before: Known | None, loads: Callable[[tuple[str, bytes]], Any]) -> tuple[Any, Known]:
     """Return a value that is in a log, and what is known of it now: `content` comes after the value that the log has up to `number`.
 
     Messages that were loaded before are copied.
