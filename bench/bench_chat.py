@@ -180,7 +180,5 @@ def together(cluster: Cluster, *, quick: bool) -> None:
         "shared": f"select * from llm.append_message('{shared}', 'user', 'Hello');",
         "own": f"select * from llm.append_message((array{[str(each) for each in own]}::uuid[])[:client_id + 1], 'user', 'Hello');",
     }
-    time = medians(
-        3, **{name: pgbench(cluster, "chat", "bound", script, clients=16, transactions=transactions) for name, script in cases.items()}
-    )
+    time = medians(3, **{name: pgbench(cluster, "chat", "bound", script, clients=16, transactions=transactions) for name, script in cases.items()})
     line("to one conversation", time["shared"], "to one each", time["own"])

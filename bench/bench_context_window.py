@@ -7,7 +7,7 @@ import json
 from bench.support import AtMost, application, database, line, medians, one, per_call, title
 from tools.cluster import Cluster
 
-WORDS = "index scan heap tuple vacuum page buffer lock snapshot commit checkpoint replica toast planner statistics partition".split()
+WORDS = ["index", "scan", "heap", "tuple", "vacuum", "page", "buffer", "lock", "snapshot", "commit", "checkpoint", "replica", "toast", "planner"] * 2
 
 
 def run(cluster: Cluster, *, quick: bool) -> None:
@@ -23,7 +23,7 @@ def run(cluster: Cluster, *, quick: bool) -> None:
                     messages = [
                         {
                             "role": "assistant" if number % 2 else "user",
-                            "content": f"{WORDS[number % 16]} {WORDS[number // 16 % 16]} number{number} and some more words to fill it",
+                            "content": f"{WORDS[number % 16]} {WORDS[number // 16 % 16]} number{number} and more words",
                             "token_count": 60,
                         }
                         for number in range(start, min(size, start + 10_000))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Client, Database
+from tests.support import Client, Database, in_tenant
 from tools.cluster import Cluster, Installation
 
 #: Login roles that every cluster of the tests has, by the role of pg_llm that each is a member of.
@@ -53,6 +53,25 @@ def app(database: Database) -> Client:
 def master_key(database: Database, tmp_path: Path) -> Path:
     """The key store of the test's database, with a master key: the directory."""
     return new_key_store(database, tmp_path / "keys")
+
+
+@pytest.fixture
+def acme(app: Client) -> Client:
+    """An application's client in the middle of a transaction for tenant acme."""
+    return in_tenant(app, "acme")
+
+
+@pytest.fixture
+def bound(db: Client, app: Client) -> Client:
+    """An application's client that works for tenant acme in each transaction, because its role is bound to it."""
+    db.run("select llm.bind_role('app', 'acme')")
+    return app
+
+
+@pytest.fixture
+def admin(database: Database) -> Client:
+    """An administrator's client, without a tenant."""
+    return database.client("admin")
 
 
 @pytest.fixture

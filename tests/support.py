@@ -83,6 +83,22 @@ class Database:
         self._open.close()
 
 
+def in_tenant(client: Client, tenant: str) -> Client:
+    """Begin a transaction that works for a tenant."""
+    return client.run("begin").run("select llm.set_tenant(%s)", tenant)
+
+
+def next_transaction(client: Client) -> Client:
+    """Commit, and go on for the same tenant."""
+    tenant = client.one("select llm.current_tenant()")
+    return in_tenant(client.run("commit"), tenant)
+
+
+def config_history(client: Client, key: str) -> list[tuple[Any, ...]]:
+    """Return operation, value and version of each change of a configuration key."""
+    return client.rows("select operation, value, version from llm.config_history where key = %s order by id", key)
+
+
 def at_once(clients: list[Client], statement: str, *arguments: object) -> list[Any]:
     """Run a statement on all clients at the same moment and return each one's value."""
     with ThreadPoolExecutor(len(clients)) as pool:

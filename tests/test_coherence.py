@@ -97,6 +97,15 @@ def test_statistics_cover_all_backends(database: Database, db: Client) -> None:
     assert after["hit_ratio"] == after["hits"] / (after["hits"] + after["misses"])
 
 
+def test_an_answer_that_is_asked_for_at_each_call_is_counted_too(database: Database, db: Client) -> None:
+    before = stats(db, "tenant_roles")
+    client = database.client()
+    for _ in range(4):
+        client.run(LOAD, "key-1")
+    after = stats(db, "tenant_roles")
+    assert {name: after[name] - before[name] for name in ("entries", "hits", "misses")} == {"entries": 1, "hits": 3, "misses": 1}
+
+
 def test_the_entries_of_a_backend_that_is_gone_do_not_count_but_its_hits_do(database: Database, db: Client) -> None:
     before = stats(db)
     client = database.client()

@@ -29,7 +29,6 @@ LONG_FILES = {
     "demo/sample_prices.json": "data",
     "docs/reference.md": "generated",
     "sql/config/functions.sql": "one subsystem's functions with their documentation stay in one file",
-    "sql/core/functions.sql": "one subsystem's functions with their documentation stay in one file",
 }
 
 #: Modules that bear no subsystem's name: they serve all of them.

@@ -92,7 +92,10 @@ as $$
 begin
     return coalesce(
         jsonb_typeof(p_content) = 'string'
-        or jsonb_typeof(p_content) = 'array' and not p_content @? '$[*] ? (@.type() != "object" || !(@."type".type() == "string"))',
+        -- Strict, or an array in the array would be looked into; lax, or an object without a type would be an error that is no answer.
+        or jsonb_typeof(p_content) = 'array'
+        and not p_content @? 'strict $[*] ? (@.type() != "object")'
+        and not p_content @? 'lax $[*] ? (!(@."type".type() == "string"))',
         false
     );
 end
@@ -361,7 +364,10 @@ begin
                   hint = 'Give an array of objects with role and content, and what else llm.append_message() takes, without p_.';
     end if;
 
-    if v_messages @? 'strict $[*].content ? (@.type() == "array")[*] ? (@.type() != "object" || !(@."type".type() == "string"))' then
+    -- As llm._is_content().
+    if v_messages @? 'strict $[*].content ? (@.type() == "array")[*] ? (@.type() != "object")'
+        or v_messages @? 'lax $[*].content[*] ? (@.type() == "object" && !(@."type".type() == "string"))'
+    then
         perform llm._refuse_messages(v_messages);
     end if;
 
