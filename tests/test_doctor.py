@@ -56,6 +56,9 @@ def test_every_check_says_what_was_found_and_what_to_do(db: Client) -> None:
 
 _PARTITION = "create table llm.p (tenant_id text, id int) partition by list (id); create table llm.p1 partition of llm.p default;"
 
+_EVENTS = ("create table public.ev (at timestamptz not null) partition by range (at);"
+           " select llm.create_partitions(('public.ev', 'at', 'daily', null)::llm.partition_strategy);")  # fmt: skip
+
 #: A fault that a superuser can make, the check that finds it ("" for any), and what its detail says.
 FAULTS = [
     ("alter table llm.config disable trigger history", "triggers are enabled", "history on llm.config"),
@@ -86,6 +89,13 @@ FAULTS = [
     ("alter function llm._config_history() owner to postgres", "functions have the right owner", "llm._config_history()"),
     (f"{_PARTITION} grant select on llm.p1 to llm_app", "nothing is granted on partitions", "llm.p1"),
     (f"{_PARTITION} grant select (id) on llm.p1 to llm_app", "nothing is granted on partitions", "llm.p1"),
+    (f"{_PARTITION} alter table llm.p1 disable row level security", "partitions are protected", "llm.p1"),
+    ("alter event trigger llm_protect_new_partitions disable", "new partitions get protected", "llm_protect_new_partitions"),
+    ("alter event trigger llm_protect_new_partitions enable", "new partitions get protected", "llm_protect_new_partitions"),
+    (f"{_EVENTS} update llm.partition_sets set created_at = now() - interval '3 days'", "partitions are looked after", "public.ev: never yet"),
+    (f"{_EVENTS} insert into public.ev values ('0001-01-01')", "default partitions are empty", "public.ev"),
+    (f"{_EVENTS} do $$ begin execute format('drop table public.ev_p%s', to_char(now() + interval '1 day', 'YYYYMMDD')); end $$",
+     "partitions are made ahead", "public.ev"),
     ("grant create on schema llm to nobody", "only superusers create in schema llm", "nobody"),
     ("grant truncate on llm.config to llm_app", "", "llm.config"),
     ("set log_parameter_max_length_on_error = 100", "parameters stay out of error logs", "log_parameter_max_length_on_error is 100B"),

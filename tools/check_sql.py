@@ -28,7 +28,6 @@ COMMITTING = ("llm.manage_partitions(INOUT p_ok boolean)",)
 EXECUTES = {
     "llm._grant_execute": "regprocedures, which print themselves quoted, and roles that only functions.sql chooses",
     "llm._protect_tenant_table": "a regclass, which prints itself quoted, and privileges that only tables.sql chooses",
-    "llm._protect_user_rows": "a regclass, which prints itself quoted",
     "llm._make_partition": "names that format() or a regclass or regrole quotes",
     "llm._make_default_partition": "names that format() or a regclass or regrole quotes",
     "llm._copy_rows": "names that format() or a regclass or regrole quotes; the owner's code runs with the owner's rights",
@@ -38,9 +37,6 @@ EXECUTES = {
     "llm._drop_partition": "regclasses, which print themselves quoted",
     "llm._carry_out": "regclasses, which print themselves quoted",
     "llm._protect_partition": "names that format() or a regclass or regrole quotes, and triggers as pg_get_triggerdef() prints them",
-    "llm._audit_changes": "columns, which the catalogue names and %I quotes; values are parameters",
-    "llm.audit_table": "a regclass, which prints itself quoted, constant triggers, and column names in %L",
-    "llm.unaudit_table": "a regclass, which prints itself quoted, and the names of its triggers in %I",
     "llm.setup": "the storage scripts of this very extension",
     "llm.migrate_down": "the storage scripts of this very extension",
     "do $roles$": "the names of pg_llm's own roles",
@@ -111,7 +107,7 @@ class Code:
 
 def as_sql(script: str) -> str:
     """Return a script without what only psql and CREATE EXTENSION understand."""
-    return re.sub(r"^\\", "--", _SCHEMA_OF.sub("public", script), flags=re.MULTILINE)
+    return re.sub(r"^\\", "--", script, flags=re.MULTILINE).replace("@extschema:pg_partman@", "partman")
 
 
 def statements(script: str) -> list[Statement]:

@@ -50,7 +50,8 @@ def page(connection: psycopg.Connection) -> str:
     """Return the text of the page for the pg_llm that is installed in this database."""
     parts = [_HEAD, "## Functions\n"]
     for name, arguments, result, comment in connection.execute(_FUNCTIONS):
-        parts.append(f"### llm.{name}\n\n`llm.{name}({arguments})` → `{result}`\n\n{_paragraph(comment)}\n")
+        call = f"`llm.{name}({arguments})` → `{result}`" if result else f"`call llm.{name}({arguments})`"
+        parts.append(f"### llm.{name}\n\n{call}\n\n{_paragraph(comment)}\n")
     for title, kinds in (("Types", ["c"]), ("Tables and views", ["r", "p", "v", "m"])):
         parts.append(f"## {title}\n")
         for name, columns, comment, type_comment in connection.execute(_RELATIONS, [kinds]):

@@ -14,8 +14,8 @@ from tools.check_sql import COMMITTING, INLINED, as_sql
 #: pgspot 0.9.4 takes the expression of RETURN NEXT for a statement, and dies of it.
 _RETURN_NEXT = re.compile(r"\breturn next (?=\S)")
 
-#: Why storage scripts may use IF NOT EXISTS and OR REPLACE: nobody else could have made the object. llm.setup() refuses to begin while schema llm holds a
-#: relation that is not llm_owner's, and only superusers can create anything there (sql/guard.sql).
+#: Why storage scripts may use IF NOT EXISTS and OR REPLACE: nobody else could have made the object. llm.setup() refuses to begin while schema llm
+#: holds a relation that is not llm_owner's, and only superusers can create anything there (sql/guard.sql).
 _IDEMPOTENT = (
     "PS011",  # create sequence if not exists
     "PS012",  # create table if not exists
@@ -23,7 +23,7 @@ _IDEMPOTENT = (
     "PS015",  # create or replace view
 )
 
-_OPTIONS = ("--ignore-lang", "plpython3u", *(word for signature in INLINED + COMMITTING for word in ("--proc-without-search-path", signature)))
+_OPTIONS = ("--ignore-lang", "plpython3u", *(word for each in INLINED + COMMITTING for word in ("--proc-without-search-path", each)))
 
 
 def findings(install_script: str, upgrade_scripts: tuple[str, ...] = (), storage_scripts: tuple[str, ...] = ()) -> str:

@@ -324,7 +324,7 @@ begin
         join pg_class p on p.oid = i.inhparent and p.relnamespace = 'llm'::regnamespace
         where not (c.relrowsecurity and c.relforcerowsecurity and c.relowner = 'llm_owner'::regrole)
         union
-        select m.partition from llm._missing_triggers() m
+        select m.partition from llm._missing_triggers(null::regclass) m
     ) p;
     return query select
         'partitions are protected',

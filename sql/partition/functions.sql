@@ -6,8 +6,8 @@ create type llm.partition_strategy as (
 );
 
 comment on type llm.partition_strategy is
-'How a table is kept in partitions: its qualified name; its date or timestamptz column; hourly, daily, weekly, monthly, quarterly, yearly, or the text of an
-interval of whole hours, days or months; and after how many days a partition is dropped, null for never.';
+'How a table is kept in partitions: its qualified name; its date or timestamptz column; hourly, daily, weekly, monthly, quarterly, yearly, or the
+text of an interval of whole hours, days or months; and after how many days a partition is dropped, null for never.';
 
 
 create type llm.partition_action as (
@@ -20,8 +20,8 @@ create type llm.partition_action as (
 );
 
 comment on type llm.partition_action is
-'A step of llm.partition_plan(): the table; finish (a detaching that was interrupted), move (rows from the default partition), make, drop, keep, forget (a
-table that is gone) or a failure to plan; the partition, its bounds, and why.';
+'A step of llm.partition_plan(): the table; finish (a detaching that was interrupted), move (rows from the default partition), make, drop, keep,
+forget (a table that is gone) or a failure to plan; the partition, its bounds, and why.';
 
 
 create function llm._partition_interval(
@@ -99,7 +99,7 @@ create function llm._partition_window(
     p_interval       interval,
     p_retention_days integer
 )
-    returns table (begins_at timestamptz, now_at timestamptz, ends_at timestamptz)
+    returns table (oldest_at timestamptz, begins_at timestamptz, now_at timestamptz, ends_at timestamptz)
     language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
@@ -107,17 +107,17 @@ create function llm._partition_window(
 as $$
 begin
     now_at := llm._partition_slot(p_interval, now());
-    begins_at := case
-        when p_retention_days is null then llm._partition_slot(p_interval, now_at - 1000 * p_interval)
-        else llm._partition_slot(p_interval, now() - make_interval(days => p_retention_days))
-    end;
+    oldest_at := llm._partition_slot(p_interval, now_at - 1000 * p_interval);
+    begins_at := coalesce(llm._partition_slot(p_interval, now() - make_interval(days => p_retention_days)), oldest_at);
+    oldest_at := least(oldest_at, begins_at);
     ends_at := now_at + 5 * p_interval;
     return next;
 end
 $$;
 
 comment on function llm._partition_window(interval, integer) is
-'The time for which a table has partitions: from the oldest that retention keeps, else 1,000 before the present one, to the fourth after the present one.';
+'The time for which a table has partitions: from begins_at (the oldest that retention keeps, else oldest_at) to ends_at, the end of the fourth after
+the present one; oldest_at is how far back rows still get partitions of their own, to be dropped with them: 1,000 partitions.';
 
 
 create function llm._partition_parent(
@@ -146,7 +146,14 @@ create function llm._partition_table(
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return to_regclass(format('%I.%I', split_part(p_parent, '.', 1), split_part(p_parent, '.', 2)));
+    -- Not to_regclass(): it asks for USAGE of the schema, which those who examine need not have.
+    return (
+        select c.oid
+        from pg_class c
+        join pg_namespace n on n.oid = c.relnamespace
+        where n.nspname = split_part(p_parent, '.', 1)
+            and c.relname = split_part(p_parent, '.', 2)
+    );
 end
 $$;
 
@@ -179,7 +186,8 @@ end
 $$;
 
 comment on function llm._partitions(regclass) is
-'The partitions of a table that is partitioned by range of a point in time, with their bounds; is_half_detached: DETACH … CONCURRENTLY was interrupted.';
+'The partitions of a table that is partitioned by range of a point in time, with their bounds; is_half_detached: DETACH … CONCURRENTLY was
+interrupted.';
 
 
 create function llm._partition_name(
@@ -228,7 +236,7 @@ begin
         raise exception '% is too far from now for %', p_at, p_table
             using errcode = 'datetime_field_overflow',
                   detail = format('There are partitions from %s to %s.', v_window.begins_at, v_window.ends_at),
-                  hint = 'Check the clock that the time comes from. Older rows would be dropped at once; later ones would stop the making of partitions.';
+                  hint = 'Check the clock that the time comes from. No partition is kept, or made ahead, for such a time.';
     end if;
 end
 $$;
@@ -404,14 +412,14 @@ begin
             using errcode = 'undefined_function',
                   hint = 'p_before_drop names a function of schema llm that takes the partition and returns whether it may be dropped.';
     end if;
-    perform llm._refuse_partitions(v_table, p_strategy, v_interval);
-
     select s.partition_interval into v_known from llm.partition_sets s where s.parent = llm._partition_parent(v_table);
     if v_known <> v_interval then
         raise exception 'table % is kept in partitions of %, not of %', v_table, v_known, v_interval
             using errcode = 'object_not_in_prerequisite_state',
                   hint = 'The length of partitions cannot be changed: copy the rows to a new table.';
     end if;
+
+    perform llm._refuse_partitions(v_table, p_strategy, v_interval);
 
     v_changed := llm._register_partitions(v_table, p_strategy, v_interval);
     update llm.partition_sets s
@@ -433,11 +441,11 @@ end
 $$;
 
 comment on function llm.create_partitions(llm.partition_strategy, text) is
-'Keeps a table in partitions from now on: makes a default partition and those of the present, the past and the next four intervals, brings rows of the
-default partition to them, and leaves the rest to llm.manage_partitions(). For tables of pg_llm and for any of yours; again and again, also to change
-retention. Bounds are in UTC. For superusers. p_strategy: the table, its column, the length of partitions, retention; p_before_drop: a function of schema
-llm that must agree before a partition is dropped, null leaves that as it is. Returns whether anything changed.
-Errors: undefined_table, wrong_object_type, datatype_mismatch, invalid_table_definition, invalid_parameter_value, undefined_function, invalid_name,
+'Keeps a table in partitions from now on: makes a default partition and those of the present, the past and the next four intervals, brings rows of
+the default partition to them, and leaves the rest to llm.manage_partitions(). For tables of pg_llm and for any of yours; again and again, also
+to change retention. Bounds are in UTC. For superusers. p_strategy: the table, its column, the length of partitions, retention; p_before_drop: a
+function of schema llm that must agree before a partition is dropped, null leaves that as it is. Returns whether anything changed. Errors:
+undefined_table, wrong_object_type, datatype_mismatch, invalid_table_definition, invalid_parameter_value, undefined_function, invalid_name,
 object_not_in_prerequisite_state when the table is kept in other partitions; lock_not_available.';
 
 

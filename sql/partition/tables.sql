@@ -14,9 +14,9 @@ create table if not exists llm.partition_sets (
 );
 
 comment on table llm.partition_sets is
-'Tables in partitions, one row a table, as llm.create_partitions() was told: parent (as pg_partman names it: schema.table, unquoted), the column, the
-length of a partition, retention_days (null: keep for ever), before_drop (a function of schema llm that must agree before a partition is dropped); and of
-llm.manage_partitions(): when it last began, when it last did all that was due, what failed since, and what it did.';
+'Tables in partitions, one row a table, as llm.create_partitions() was told: parent (as pg_partman names it: schema.table, unquoted), the column,
+the length of a partition, retention_days (null: keep for ever), before_drop (a function of schema llm that must agree before a partition is
+dropped); and of llm.manage_partitions(): when it last began, when it last did all that was due, what failed since, and what it did.';
 
 alter table llm.partition_sets owner to llm_owner;
 grant select on llm.partition_sets to llm_admin, llm_auditor;

@@ -88,7 +88,7 @@ begin
     end if;
     select * into strict v_set from llm.partition_sets s where s.parent = llm._partition_parent(p_parent);
     v_bounds := array(
-        select generate_series(w.begins_at, w.ends_at, v_set.partition_interval)
+        select generate_series(w.oldest_at, w.ends_at, v_set.partition_interval)
         from llm._partition_window(v_set.partition_interval, v_set.retention_days) w
     );
     return query execute format(
@@ -100,7 +100,7 @@ end
 $$;
 
 comment on function llm._default_rows(regclass, regclass) is
-'How many rows are in a default partition, by the partition that they should be in; fits: it lies in the window that is kept.';
+'How many rows are in a default partition, by the partition that they should be in; fits: it is near enough to now to have one.';
 
 
 create function llm._copy_rows(
@@ -193,7 +193,7 @@ begin
 
     execute format('select count(*) from only %s', v_default) into v_rows;
     if v_rows <> llm._copy_rows(v_default, p_parent) then
-        raise exception 'not all rows of % could be moved', v_default
+        raise exception 'not all rows in the default partition of % could be moved', p_parent
             using errcode = 'triggered_data_change_violation',
                   hint = 'A trigger that is ENABLE ALWAYS, or row-level security that is forced on the owner, keeps rows out. Nothing was changed.';
     end if;
@@ -202,8 +202,8 @@ end
 $$;
 
 comment on function llm._move_default_rows(regclass) is
-'Brings rows that landed in the default partition to partitions of their own, as far as they lie in the window that is kept, all or nothing. The table is
-locked meanwhile.';
+'Brings rows that landed in the default partition to partitions of their own, as far as they are near enough to now, all or nothing. The
+table is locked meanwhile.';
 
 
 create function llm._may_be_dropped(
@@ -251,8 +251,7 @@ create function llm._drop_partition(
     set timezone = 'UTC'
 as $$
 declare
-    v_set   record;
-    v_other regclass;
+    v_set record;
 begin
     -- With the parent's lock nobody who comes through it can hold up the others for long; who waits behind us waits for one timeout and a bit.
     execute format('lock table only %s in access exclusive mode', p_table);
@@ -287,13 +286,17 @@ create function llm._carry_out(
     set timezone = 'UTC'
 as $$
 declare
-    v_table regclass := llm._partition_table(p_action.table_name);
+    v_table     regclass := llm._partition_table(p_action.table_name);
+    v_partition regclass;
 begin
-    -- pg_partman's own lock: one of us at a time.
+    -- pg_partman's own lock: one of us at a time. What another one did before is seen from here on.
     perform pg_advisory_xact_lock(hashtext('pg_partman run_maintenance'));
+    v_partition := to_regclass(p_action.partition_name);
     case p_action.action
         when 'finish' then
-            execute format('alter table %s detach partition %s finalize', v_table, p_action.partition_name::regclass);
+            if exists (select from llm._partitions(v_table) p where p.partition = v_partition and p.is_half_detached) then
+                execute format('alter table %s detach partition %s finalize', v_table, v_partition);
+            end if;
         when 'move' then
             if (select pg_relation_size(p.partition) > 0 from llm._partitions(v_table) p where p.is_default) then
                 perform llm._move_default_rows(v_table);
@@ -303,7 +306,7 @@ begin
                 perform llm._make_partition(v_table, p_action.begins_at, p_action.ends_at - p_action.begins_at);
             end if;
         when 'drop' then
-            return llm._drop_partition(v_table, p_action.partition_name::regclass);
+            return llm._drop_partition(v_table, v_partition);
         when 'forget' then
             delete from llm.partition_sets s where s.parent = p_action.table_name;
             delete from @extschema:pg_partman@.part_config c where c.parent_table = p_action.table_name;
@@ -313,10 +316,13 @@ end
 $$;
 
 comment on function llm._carry_out(llm.partition_action) is
-'Does one step of llm.partition_plan(), unless that was done in the meantime. False: before_drop did not agree any more.';
+'Does one step of llm.partition_plan(), unless that was done in the meantime. False: there was nothing to drop any more, or before_drop did not
+agree.';
 
 
-create function llm._missing_triggers()
+create function llm._missing_triggers(
+    p_partition regclass default null
+)
     returns table (partition regclass, name name, moment text, rest text, state text)
     language plpgsql
     stable
@@ -335,6 +341,7 @@ begin
         join pg_inherits i on i.inhparent = c.oid
         where not t.tgisinternal
             and t.tgtype & 32 <> 0
+            and (p_partition is null or i.inhrelid = p_partition)
             and not exists (
                 select
                 from pg_trigger o
@@ -344,8 +351,9 @@ begin
 end
 $$;
 
-comment on function llm._missing_triggers() is
-'Triggers of TRUNCATE that a partition of one of pg_llm''s own tables lacks: PostgreSQL hands down only triggers for rows.';
+comment on function llm._missing_triggers(regclass) is
+'Triggers of TRUNCATE that a partition of one of pg_llm''s own tables lacks: PostgreSQL hands down only triggers for rows.
+p_partition: null for all.';
 
 
 create function llm._protect_partition(
@@ -383,7 +391,7 @@ begin
     if not current_setting('row_security')::boolean then
         return;
     end if;
-    for v_trigger in select * from llm._missing_triggers() m where m.partition = p_partition loop
+    for v_trigger in select * from llm._missing_triggers(p_partition) loop
         execute format('create or replace trigger %I %s truncate on %s %s',
                        v_trigger.name, v_trigger.moment, p_partition, v_trigger.rest);
         execute format('alter table %s %s trigger %I', p_partition, v_trigger.state, v_trigger.name);
@@ -392,8 +400,8 @@ end
 $$;
 
 comment on function llm._protect_partition(regclass) is
-'Gives a partition of one of pg_llm''s own tables what it does not take from its parent: owner, forced row-level security (without a policy of its own:
-nobody reads it by its own name), no privileges, and the triggers of TRUNCATE.';
+'Gives a partition of one of pg_llm''s own tables what it does not take from its parent: owner, forced row-level security (without a policy of its
+own: nobody reads it by its own name), no privileges, and the triggers of TRUNCATE.';
 
 
 create function llm._protect_new_partitions()
@@ -403,26 +411,41 @@ create function llm._protect_new_partitions()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_partition regclass;
+    v_command   record;
+    v_table     oid;
+    v_state     record;
 begin
-    -- Whoever runs any DDL comes here: what is not in schema llm must cost little, and need no right. What is done to a partition later is not undone.
-    for v_partition in
-        select i.inhrelid
-        from pg_event_trigger_ddl_commands() d
-        left join pg_trigger t on d.classid = 'pg_trigger'::regclass and t.oid = d.objid
-        join pg_inherits i
-            on d.command_tag = 'CREATE TABLE' and i.inhrelid = d.objid
-            or d.command_tag <> 'CREATE TABLE' and i.inhparent = coalesce(t.tgrelid, d.objid)
-        join pg_class c on c.oid = i.inhparent and c.relkind = 'p' and c.relnamespace = 'llm'::regnamespace
-        where d.classid in ('pg_class'::regclass, 'pg_trigger'::regclass)
-    loop
-        perform llm._protect_partition(v_partition);
+    -- Whoever runs any DDL comes here: what is not in schema llm must need no right, and cost little: look-ups by value, which no number of tables
+    -- turns into a scan. What is done to a partition later is not undone.
+    for v_command in select d.command_tag, d.objid from pg_event_trigger_ddl_commands() d loop
+        v_table := v_command.objid;
+        if v_command.command_tag = 'CREATE TRIGGER' then
+            select t.tgrelid into v_table from pg_trigger t where t.oid = v_command.objid;
+        end if;
+        select c.relispartition, c.relkind = 'p' and c.relnamespace = 'llm'::regnamespace as is_parent
+        into v_state
+        from pg_class c
+        where c.oid = v_table;
+
+        if v_command.command_tag = 'CREATE TABLE' and v_state.relispartition then
+            perform
+            from pg_inherits i
+            join pg_class p on p.oid = i.inhparent
+            where i.inhrelid = v_table
+                and p.relnamespace = 'llm'::regnamespace;
+            if found then
+                perform llm._protect_partition(v_table::regclass);
+            end if;
+        elsif v_command.command_tag <> 'CREATE TABLE' and v_state.is_parent then
+            perform llm._protect_partition(i.inhrelid) from pg_inherits i where i.inhparent = v_table;
+        end if;
     end loop;
 end
 $$;
 
 comment on function llm._protect_new_partitions() is
-'Event trigger: whoever makes or attaches a partition of one of pg_llm''s own tables (llm.create_partitions(), pg_partman, a user), it is protected at once.';
+'Event trigger: whoever makes or attaches a partition of one of pg_llm''s own tables (llm.create_partitions(), pg_partman, a user), it is
+protected at once.';
 
 do $event_trigger$
 begin
@@ -433,6 +456,7 @@ begin
             execute function llm._protect_new_partitions();
     end if;
     alter event trigger llm_protect_new_partitions enable always;
+    comment on event trigger llm_protect_new_partitions is 'Protects the partitions of pg_llm''s own tables, whoever makes them.';
 end
 $event_trigger$;
 

@@ -75,7 +75,7 @@ begin
             case when d.fits then format('%I.%I', v_schema, llm._partition_name(v_table, d.begins_at)) else v_default::text end,
             d.begins_at,
             d.ends_at,
-            format('%s rows in %s%s', d.row_count, v_default, case when not d.fits then ', too far from now for a partition of their own' end)
+            format('rows in %s: %s%s', v_default, d.row_count, case when not d.fits then ', too far from now for a partition of their own' end)
         from llm._default_rows(v_table, v_default) d;
 
     if not found and pg_relation_size(v_default) > 0 then
@@ -92,7 +92,9 @@ begin
         bounds as (
             select p.begins_at, p.ends_at from present p
             union all
-            select '-infinity', least(v_window.now_at - v_set.partition_interval, min(case when isfinite(p.begins_at) then p.begins_at else p.ends_at end))
+            select
+                '-infinity',
+                least(v_window.now_at - v_set.partition_interval, min(case when isfinite(p.begins_at) then p.begins_at else p.ends_at end))
             from present p
         ),
         gaps as (
@@ -101,12 +103,23 @@ begin
                 lead(b.begins_at, 1, v_window.ends_at) over (order by b.begins_at, b.ends_at) as ends_at
             from bounds b
         )
-        select p_parent, 'make', format('%I.%I', v_schema, llm._partition_name(v_table, s.at)), s.at, s.at + v_set.partition_interval,
-            case when s.at > v_window.now_at then 'made ahead' else 'missing' end
+        select
+            p_parent,
+            case when n.is_taken then 'keep' else 'make' end,
+            n.name,
+            s.at,
+            s.at + v_set.partition_interval,
+            case
+                when n.is_taken then 'missing, but a table of this name is there: attach it, or rename it'
+                when s.at > v_window.now_at then 'made ahead'
+                else 'missing'
+            end
         from gaps g
         cross join generate_series(
             greatest(g.begins_at, v_window.begins_at), least(g.ends_at, v_window.ends_at) - interval '1 us', v_set.partition_interval
         ) s (at)
+        cross join lateral (select format('%I.%I', v_schema, llm._partition_name(v_table, s.at))) f (name)
+        cross join lateral (select f.name, to_regclass(f.name) is not null) n (name, is_taken)
         where g.begins_at < g.ends_at
         order by s.at;
 end
@@ -170,14 +183,18 @@ declare
     v_tables pg_catalog.text[] := array(select s.parent from llm.partition_sets s order by s.parent);
     v_table  pg_catalog.text;
     v_action llm.partition_action;
+    v_done   boolean;
 begin
     perform llm._require_storage();
     p_ok := true;
     foreach v_table in array v_tables loop
+        <<steps>>
         foreach v_action in array llm._begin_maintenance(v_table) loop
             commit;
             for v_attempt in 1 .. 3 loop
-                exit when llm._attempt(v_action, v_attempt);
+                v_done := llm._attempt(v_action, v_attempt);
+                exit steps when v_done is null;
+                exit when v_done;
                 -- Those who queued up behind the lock that was waited for go first.
                 commit;
                 perform pg_catalog.pg_sleep(0.5::pg_catalog.float8);
@@ -190,12 +207,13 @@ end
 $$;
 
 comment on procedure llm.manage_partitions(boolean) is
-'Does all that llm.partition_plan() says, each step in a transaction of its own: no table waits for another, none is spoilt by another. A step waits at
-most 1 s for a lock, so that nobody waits longer behind it, and is tried three times; what fails is a WARNING, stays in llm.partition_sets, and is due
-again at the next call. Call it outside of a transaction, about every hour: see llm.schedule_maintenance(). For superusers.
-p_ok: leave it out; the row that is returned says whether everything was done.';
+'Does all that llm.partition_plan() says, each step in a transaction of its own: no table waits for another, none is spoilt by another. A step
+waits at most 1 s for a lock, so that nobody waits longer behind it; after three times the table is left alone. What fails is a WARNING, stays in
+llm.partition_status, and is due again at the next call. Call it outside of a transaction, about every hour: see llm.schedule_maintenance(). For
+superusers. p_ok: leave it out; the row that is returned says whether everything was done.';
 
 
+-- Planning only reads: who waits longer than a step does, keeps nobody waiting behind.
 create function llm._begin_maintenance(
     p_parent text
 )
@@ -203,19 +221,28 @@ create function llm._begin_maintenance(
     language plpgsql
     volatile
     set search_path = pg_catalog, pg_temp
-    set lock_timeout = '1s'
+    set lock_timeout = '10s'
 as $$
+declare
+    v_plan  llm.partition_action[] := '{}';
+    v_error text;
 begin
+    begin
+        v_plan := array(select a::llm.partition_action from llm._plan(p_parent) a where a.action <> 'keep');
+    exception
+        when others then
+            v_error := sqlerrm;
+    end;
+    -- Last, because others that are at work note what they do in the same row.
     update llm.partition_sets s
     set last_run_at = clock_timestamp(),
         last_error = null,
         last_actions = '{}'
     where s.parent = p_parent;
-    return array(select a::llm.partition_action from llm._plan(p_parent) a where a.action <> 'keep');
-exception
-    when others then
-        perform llm._note_failure(p_parent, 'plan'::text, sqlerrm);
-        return '{}';
+    if v_error is not null then
+        perform llm._note_failure(p_parent, 'plan'::text, v_error);
+    end if;
+    return v_plan;
 end
 $$;
 
@@ -234,8 +261,7 @@ create function llm._attempt(
     set lock_timeout = '1s'
 as $$
 declare
-    v_done  text := concat_ws(' ', p_action.action, p_action.partition_name);
-    v_error text;
+    v_done text := concat_ws(' ', p_action.action, p_action.partition_name);
 begin
     begin
         if llm._carry_out(p_action) then
@@ -247,17 +273,18 @@ begin
             if p_number < 3 then
                 return false;
             end if;
-            v_error := sqlerrm;
+            perform llm._note_failure(p_action.table_name, v_done, sqlerrm);
+            return null;
         when others then
-            v_error := sqlerrm;
+            perform llm._note_failure(p_action.table_name, v_done, sqlerrm);
+            return true;
     end;
-    perform llm._note_failure(p_action.table_name, v_done, v_error);
-    return true;
 end
 $$;
 
 comment on function llm._attempt(llm.partition_action, integer) is
-'Tries a step for the first, second or third time. False: try again, a lock could not be had.';
+'Tries a step for the first, second or third time. True: it was done, or failed for good; false: try again, a lock could not be had; null: leave the
+table alone for now, the lock could not be had the third time either.';
 
 
 create function llm._note_failure(
@@ -375,9 +402,9 @@ $$;
 
 comment on function llm.schedule_maintenance(text, text) is
 'Has llm.manage_partitions() called regularly: by pg_cron, where that is installed in this database; else says what to do for each scheduler that
-there could be. p_scheduler: pg_cron or pg_partman_bgw (pg_partman''s background worker), null for whatever is there; p_schedule: as pg_cron and cron
-write it. Returns the schedulers, whether each is set up now, and the statements that are still to be run. For superusers.
-Errors: invalid_parameter_value.';
+there could be. p_scheduler: pg_cron or pg_partman_bgw (pg_partman''s background worker), null for whatever is there; p_schedule: as pg_cron and
+cron write it. Returns the schedulers, whether each is set up now, and the statements that are still to be run. For superusers. Errors:
+invalid_parameter_value.';
 
 
 create function llm._leave_making_to_pg_partman(

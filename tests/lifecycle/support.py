@@ -76,6 +76,12 @@ _CATALOGUE = {
         join pg_class c on c.oid = t.tgrelid
         where c.relnamespace = 'llm'::regnamespace and not t.tgisinternal order by 1, 2
     """,
+    "event triggers": f"""
+        select
+            e.evtname, e.evtevent, e.evtowner::regrole::text, e.evtfoid::regproc::text, e.evtenabled, e.evttags,
+            obj_description(e.oid, 'pg_event_trigger'), {_IS_MEMBER.format("pg_event_trigger", "e")}
+        from pg_event_trigger e where e.evtname like 'llm%' order by 1
+    """,
     "rules": """
         select c.relname, r.rulename, pg_get_ruledef(r.oid, true), r.ev_enabled
         from pg_rewrite r
@@ -158,6 +164,9 @@ def fill(database: Database) -> None:
     with app.tenant("globex"):
         app.run("select llm.delete_config('model')")
     admin.run("select llm.bind_role('reader', 'acme')")
+    superuser.run("create table public.visits (at timestamptz not null default now()) partition by range (at)")
+    superuser.run("select llm.create_partitions(('public.visits', 'at', 'daily', 30)::llm.partition_strategy)")
+    superuser.run("insert into public.visits (at) select now() - n * interval '1 day' from generate_series(0, 4) n")
     # Past 2^31: what a 32-bit sequence or a client's int would lose.
     superuser.run("select setval('llm.config_history_id_seq', 3000000000)")
     admin.run("select llm.save_config('limit', '11')")

@@ -30,7 +30,7 @@ def test_no_part_of_the_storage_is_a_member(db: Client) -> None:
         " where d.refclassid = 'pg_extension'::regclass and d.deptype = 'e' and e.extname = 'pg_llm'"
         " and not (d.classid = 'pg_class'::regclass and d.objid in (select oid from pg_class where relkind = 'c')) order by 1"
     )
-    assert members == ["pg_proc", "pg_type"]
+    assert members == ["pg_event_trigger", "pg_proc", "pg_type"]
     assert db.one("select count(*) from pg_class where relnamespace = 'llm'::regnamespace and relkind in ('r', 'p')") > 0
 
 

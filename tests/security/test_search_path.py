@@ -18,12 +18,14 @@ CALLERS = ("postgres", "admin", "app", "reader", "auditor")
 #: A value of each type for the rows of forged tables. A column of another type needs a line here.
 FORGED: dict[str, Any] = {
     "bigint": 666,
+    "boolean": False,
     "integer": 666,
     "interval": timedelta(days=666),
     "jsonb": '"FORGED"',
     "name": "FORGED",
     "numeric": 666,
     "text": "FORGED",
+    "text[]": ["FORGED"],
     "timestamp with time zone": datetime.fromisoformat("1999-01-01T00:00:00+00:00"),
     "uuid": UUID(int=666),
     "xid8": "666",
