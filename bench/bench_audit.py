@@ -67,7 +67,10 @@ def many_at_once(cluster: Cluster, *, quick: bool) -> None:
             client.execute("select llm.log_audit_event(%s, %s, %s, %s::jsonb, %s)", event)
 
         def copied() -> None:
-            with client.cursor() as cursor, cursor.copy("copy llm.audit_events (action, object_type, object_id, details, user_id) from stdin") as copy:
+            with (
+                client.cursor() as cursor,
+                cursor.copy("copy llm.audit_events (action, object_type, object_id, details, user_id) from stdin") as copy,
+            ):
                 for _ in range(BATCH):
                     copy.write_row(event)
 
@@ -89,7 +92,7 @@ def reads(superuser: psycopg.Connection, *, quick: bool) -> None:
     superuser.execute(
         """
         insert into llm.audit_log (tenant_id, user_id, action, object_type, object_id, details)
-        select 'tenant ' || i % 7, 'user ' || (i * 7919) % 1000, 'call', 'model', 'object ' || i, jsonb_build_object('n', i)
+        select 'tenant ' || i %% 7, 'user ' || (i * 7919) %% 1000, 'call', 'model', 'object ' || i, jsonb_build_object('n', i)
         from generate_series(1, %s) i
         """,
         [events],

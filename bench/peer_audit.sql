@@ -1,5 +1,6 @@
--- The design that supa_audit describes in public (github.com/supabase/supa_audit, README and blog), written anew: a row trigger writes the record before and
--- after as jsonb, with a UUID of version 5 made of the table and the primary key, which is looked up for each row; B-trees on the ids and the table.
+-- The design that supa_audit describes in public (github.com/supabase/supa_audit, README and blog), written anew: a row trigger writes the record
+-- before and after as jsonb, with a UUID of version 5 made of the table and the primary key, which is looked up for each row; B-trees on the ids and
+-- the table.
 
 create extension if not exists "uuid-ossp" schema public;
 create schema peer_audit;
@@ -46,7 +47,9 @@ as $$
     select case
         when p_record is null then null
         else (
-            select public.uuid_generate_v5('fd62bc3d-8d6e-43c2-919c-802ba3762271', (jsonb_build_array(to_jsonb(p_table)) || jsonb_agg(p_record ->> k))::text)
+            select public.uuid_generate_v5(
+                'fd62bc3d-8d6e-43c2-919c-802ba3762271', (jsonb_build_array(to_jsonb(p_table)) || jsonb_agg(p_record ->> k))::text
+            )
             from unnest(p_key) k
         )
     end

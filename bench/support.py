@@ -23,6 +23,9 @@ from tools.cluster import Cluster, Installation
 #: Durable as a user's server is (the tests' servers are not), large enough that nothing here is read from disk.
 SETTINGS = ("fsync=on", "shared_buffers=1GB", "max_wal_size=4GB", "checkpoint_timeout=30min", "jit=off", "max_connections=50")
 
+#: Whether sizes that take minutes and gigabytes are measured, too.
+large = False
+
 #: One measurement: runs something many times and returns microseconds for one time.
 type Probe = Callable[[], float]
 

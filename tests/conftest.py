@@ -75,6 +75,12 @@ def admin(database: Database) -> Client:
 
 
 @pytest.fixture
+def master_key(database: Database, tmp_path: Path) -> Path:
+    """The key store of the test's database, with a master key: the directory."""
+    return new_key_store(database, tmp_path / "keys")
+
+
+@pytest.fixture
 def own_cluster(installation: Installation, tmp_path: Path) -> Iterator[Cluster]:
     """A server of the test's own, to crash, restart and reconfigure; as the fixture `cluster`."""
     with new_cluster(installation, tmp_path / "cluster") as cluster:

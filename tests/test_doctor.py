@@ -96,6 +96,10 @@ FAULTS = [
     (f"{_EVENTS} insert into public.ev values ('0001-01-01')", "default partitions are empty", "public.ev"),
     (f"{_EVENTS} do $$ begin execute format('drop table public.ev_p%s', to_char(now() + interval '1 day', 'YYYYMMDD')); end $$",
      "partitions are made ahead", "public.ev"),
+    ("""insert into llm.audit_log (tenant_id, user_id, action, object_type, object_id, "timestamp")
+            values ('a', 'u', 'x', 't', 'o', now() - interval '2 hours')""", "the audit log is sealed", "1 rows wait since"),
+    ("insert into llm.audit_anchor (path, server_id) select '/nowhere/file', system_identifier from pg_control_system()",
+     "the audit log is anchored", "/nowhere/file cannot be read"),
     ("grant create on schema llm to nobody", "only superusers create in schema llm", "nobody"),
     ("grant truncate on llm.config to llm_app", "", "llm.config"),
     ("set log_parameter_max_length_on_error = 100", "parameters stay out of error logs", "log_parameter_max_length_on_error is 100B"),

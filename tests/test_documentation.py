@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import new_key_store
 from tests.support import Client, Database
 from tools import reference
 from tools.cluster import ROOT
@@ -16,6 +17,7 @@ PAGES = sorted(path for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")) if
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_every_sql_block_of_a_page_runs_in_order(database: Database, page: Path, tmp_path: Path) -> None:
+    new_key_store(database, tmp_path / "keys")
     script = tmp_path / "page.sql"
     script.write_text("\n".join(re.findall(r"^```sql\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)))
     database.cluster.program("psql", "-q", "-v", "ON_ERROR_STOP=1", "-f", script, database.name)

@@ -43,8 +43,7 @@ _RULES = (
         f"""
         select {_FUNCTION}
         from {_FUNCTIONS}
-            and p.proname <> all (%(inlined)s)
-            and not (p.prokind = 'p' and p.proname = any (%(committing)s))
+            and p.proname <> all (%(inlined)s::text[] || %(committing)s::text[])
             and not exists (select from unnest(p.proconfig) s where s ~ '^search_path=.*\\mpg_temp$')
         """,
     ),

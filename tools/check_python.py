@@ -17,7 +17,7 @@ BOOT = "llm._boot"
 
 #: Functions that run SQL, and what may be their first argument beside a constant: spi.Plan is given its statement by spi.plan.
 RUN_SQL = {"spi.plan", "spi.Plan", "plpy.prepare", "plpy.execute", "plpy.cursor"}
-KEPT_BY_PLAN = {"self._statement", "self._plan"}
+KEPT_BY_PLAN = {"self._statement", "self._prepared()"}
 
 #: Would let data become code, reach outside the database, or change the process for everybody who uses this backend.
 FORBIDDEN_MODULES = {
@@ -33,8 +33,11 @@ FORBIDDEN_NAMES = re.compile(
 #: (module, name): why it is right there.
 ALLOWED = {
     ("__init__", "importlib"): "imports the package's own modules when they are first asked for",
+    ("anchor", "os.open"): "the anchor file, at a path that only a superuser can set",
     ("coherence", "os.open"): "the shared file, at a constant path in the data directory",
     ("doctor", "maps.read_text"): "what the kernel says of a backend's memory",
+    ("key_store", "os.open"): "files of the key store, at places that superusers chose",
+    ("key_store", "subprocess"): "the command that prints a master key, which a superuser chose; no shell",
     ("spi", "plpy"): "the one module that talks to plpy",
     ("spi", "sys.modules"): "the one module that finds GD",
 }

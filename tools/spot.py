@@ -23,7 +23,7 @@ _IDEMPOTENT = (
     "PS015",  # create or replace view
 )
 
-_OPTIONS = ("--ignore-lang", "plpython3u", *(word for each in INLINED + COMMITTING for word in ("--proc-without-search-path", each)))
+_OPTIONS = ("--ignore-lang", "plpython3u", *(word for signature in (*INLINED, *COMMITTING) for word in ("--proc-without-search-path", signature)))
 
 
 def findings(install_script: str, upgrade_scripts: tuple[str, ...] = (), storage_scripts: tuple[str, ...] = ()) -> str:

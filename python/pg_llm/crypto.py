@@ -7,7 +7,7 @@ import unicodedata
 import zlib
 from uuid import UUID
 
-from . import data_key, kdf, key_store, spi
+from . import data_key, key_store, secret, spi
 from .data_key import START_BYTES, bound
 
 #: The first byte of a ciphertext: AES-256-CBC, then HMAC-SHA256 over all that it is bound to.
@@ -15,9 +15,6 @@ FORMAT = 1
 
 #: A flag of a ciphertext.
 COMPRESSED = 1
-
-#: The most that a value in PostgreSQL holds.
-LARGEST = 2**30 - 1
 
 #: Format, flags, key, version; then the initialization vector: what a ciphertext begins with.
 _HEAD = struct.Struct(">BB16sI")
@@ -29,7 +26,7 @@ SUPPORTED = "aes-256-cbc (also: aes, aes-256) with key_size 256"
 
 
 def _start(key: bytes, version: int, flags: int, *context: str | None) -> bytes:
-    return _HEAD.pack(FORMAT, flags, key, version) + kdf.urandom(IV_BYTES) + bound(*context)
+    return _HEAD.pack(FORMAT, flags, key, version) + secret.urandom(IV_BYTES) + bound(*context)
 
 
 def chain_to_encrypt(
@@ -53,13 +50,24 @@ def chain_to_decrypt(claimed: str | None, head: bytes, key_id: str | None, is_br
         raise spi.InvalidParameter(f"the ciphertext is of key {key.name}, not of {key_id}", hint="Leave the key out: the ciphertext tells.")
     if not is_break_glass:
         data_key.require_usable(key)
+    if version not in key.chains:
+        raise spi.UndefinedObject(
+            f"key {key.name} has no version {version}", hint="The ciphertext was changed, or is of a newer state of the database."
+        )
     if version < key.min_version:
         raise spi.ObjectNotInPrerequisiteState(
-            f"version {version} of key {key.name} no longer decrypts", hint="Its min_decryption_version is higher: see llm.set_min_decryption_version()."
+            f"version {version} of key {key.name} no longer decrypts",
+            hint="Its min_decryption_version is higher: see llm.set_min_decryption_version().",
         )
-    if version not in key.chains:
-        raise spi.UndefinedObject(f"key {key.name} has no version {version}", hint="The ciphertext was changed, or is of a newer state of the database.")
     return [head + bound(tenant_id, *place), *key.chains[version]]
+
+
+def chain_to_rewrap(claimed: str | None, head: bytes, *place: str | None) -> list[bytes]:
+    """Return, for a ciphertext that begins with `head`, what `chain_to_encrypt` returns for the newest version of its key."""
+    _, flags, key_bytes, _ = _HEAD.unpack_from(head)
+    tenant_id = data_key.tenant_of(claimed)
+    key = data_key.find_to_encrypt(tenant_id, key_bytes.hex())
+    return [_start(key.key_id, key.version, flags, tenant_id, *place), *key.chains[key.version]]
 
 
 def chain_to_index(claimed: str | None, table: str | None, column: str | None) -> list[bytes]:
@@ -69,8 +77,10 @@ def chain_to_index(claimed: str | None, table: str | None, column: str | None) -
     return [b"pg_llm blind index" + bound(tenant_id, table, column) + b"\x01", *key.chains[key.version]]
 
 
-def normalized(value: str, normalization: str | None) -> bytes:
-    """Return the UTF-8 of a value as blind indexes compare it."""
+def normalized(arguments: list[str | None]) -> bytes:
+    """Take a value and the name of a normalization; return the UTF-8 of the value as blind indexes compare it."""
+    value, normalization = arguments[0] or "", arguments[1]
+    arguments.clear()
     if normalization == "casefold":
         value = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", value).casefold()).strip()
     elif normalization == "digits":
@@ -82,27 +92,33 @@ def normalized(value: str, normalization: str | None) -> bytes:
 
 def wrapping_keys(start_of_tenant_key: bytes) -> bytes:
     """Return the keys that a tenant's key is wrapped with."""
-    _require_working_python()
+    key_store.require_working_python()
     _, _, tenant_key, master_version = _HEAD.unpack_from(start_of_tenant_key)
     return key_store.wrapping_keys(master_version, tenant_key)
 
 
 def unwrapping_key(wrapped: bytes, expected_start: bytes) -> bytes:
     """Return the key that decrypts a tenant's wrapped key, after checking its tag; raise why if that is wrong."""
-    return checked_key(wrapping_keys(expected_start), wrapped, expected_start)
+    return _checked_key(wrapping_keys(expected_start), wrapped, expected_start)
 
 
-def checked_key(keys: bytes, wrapped: bytes, expected_start: bytes) -> bytes:
-    """Return the half of `keys` that decrypts a wrapped key, after checking its tag by the other; raise why if that is wrong."""
+def checked_key(arguments: list[bytes]) -> bytes:
+    """Take keys, a wrapped key and what it is bound to; return the half of the keys that decrypts it, after checking its tag by the other."""
+    keys, wrapped, expected_start = arguments
+    arguments.clear()
+    return _checked_key(keys, wrapped, expected_start)
+
+
+def _checked_key(keys: bytes, wrapped: bytes, expected_start: bytes) -> bytes:
     end = len(wrapped) - TAG_BYTES
-    has_right_tag(kdf.digest(keys[32:], expected_start + wrapped[START_BYTES:end], "sha256"), wrapped[end:], expected_start)
+    _require_tag(secret.digest(keys[32:], expected_start + wrapped[START_BYTES:end], "sha256"), wrapped[end:], expected_start)
     return keys[:32]
 
 
 def new_key() -> bytes:
     """Return a new key: 32 bytes for encryption and 32 for authentication, derived from as many random ones."""
-    _require_working_python()
-    return kdf.expand(kdf.extract(b"", kdf.urandom(32)), b"pg_llm key")
+    key_store.require_working_python()
+    return secret.expand(secret.extract(b"", secret.urandom(32)), b"pg_llm key")
 
 
 def key_start(key: str, version: int, tenant_id: str, table: str, row: str) -> bytes:
@@ -115,10 +131,17 @@ def start_of_key(wrapped: bytes, tenant_id: str, table: str, row: str) -> bytes:
     return data_key.start_of(wrapped, tenant_id, table, row)
 
 
-def has_right_tag(tag: bytes, expected: bytes, expected_start: bytes) -> bool:
-    """Compare two tags in a time that does not depend on where they differ; if they do, raise why."""
-    if kdf.compare_digest(tag, expected):
-        return True
+def has_right_tag(arguments: list[bytes]) -> bool:
+    """Take a tag, the one expected, and what the ciphertext is bound to; raise why if they differ."""
+    tag, expected, expected_start = arguments
+    arguments.clear()
+    _require_tag(tag, expected, expected_start)
+    return True
+
+
+def _require_tag(tag: bytes, expected: bytes, expected_start: bytes) -> None:
+    if secret.compare_digest(tag, expected):
+        return
     _, _, _, version = _HEAD.unpack_from(expected_start)
     if bound("llm.tenant_keys", "wrapped") in expected_start:
         key_store.require_right(version)
@@ -129,35 +152,18 @@ def has_right_tag(tag: bytes, expected: bytes, expected_start: bytes) -> bool:
     )
 
 
-def deflated(plain: bytes) -> bytes:
+def deflated(arguments: list[bytes]) -> bytes:
     """Compress."""
-    return zlib.compress(plain)
+    return zlib.compress(arguments.pop())
 
 
-def inflated(compressed: bytes) -> bytes:
-    """Return what was compressed, up to what a value in the database may have."""
-    inflater = zlib.decompressobj()
-    plain = inflater.decompress(compressed, LARGEST)
-    if inflater.unconsumed_tail:
-        raise spi.LimitExceeded("the compressed text has more than 1 GB", hint="No text in PostgreSQL is that long: it was not encrypted here.")
-    return plain
+def inflated(arguments: list[bytes]) -> bytes:
+    """Return what was compressed: by `deflated`, as its tag has shown."""
+    return zlib.decompress(arguments.pop())
 
 
 def _check_algorithm(algorithm: str | None, key_size: int | None) -> None:
     if (algorithm is not None and algorithm.lower() not in ALGORITHMS) or key_size not in (None, 256):
         raise spi.InvalidParameter(
             f"encryption with {algorithm or ALGORITHMS[0]}, key size {key_size or 256}, is not supported", hint=f"Supported: {SUPPORTED}."
-        )
-
-
-_works: bool | None = None
-
-
-def _require_working_python() -> None:
-    global _works
-    if _works is None:
-        _works = kdf.self_test()
-    if not _works:
-        raise spi.ObjectNotInPrerequisiteState(
-            "the server's Python fails the test of its cryptography", hint="llm.doctor() tells what replaced its modules; restart the server without it."
         )

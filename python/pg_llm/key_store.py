@@ -10,7 +10,7 @@ from binascii import unhexlify
 from typing import NamedTuple
 from uuid import UUID
 
-from . import kdf, spi
+from . import secret, spi
 from .coherence import Cache
 
 #: Bytes of a master key, and of a tenant's secret.
@@ -19,8 +19,10 @@ KEY_BYTES = 32
 #: A program that prints a key has so long.
 COMMAND_SECONDS = 10
 
-_MODE = stat.S_IFREG | 0o400
-_SERVER_USER = os.geteuid()
+_RESTORE = "Restore this file of the key store from its backup."
+_SAFE_FILE = "It must be a regular file of the server's own user, with mode 0400."
+_SAFE_PLACE = "Name a directory of the server's own user, with mode 0700, outside the data directory."
+
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 #: Open files of a backend: path, then descriptor, inode, device.
@@ -29,6 +31,7 @@ MOST_OPEN_FILES = 20
 
 _READ = spi.plan("select provider, location, command, fingerprint from llm._master_key($1)", "integer")
 
+_ALL = spi.plan("select version, provider, location, command, fingerprint from llm.master_keys order by version")
 _LOCATIONS = spi.plan("select distinct location from llm.master_keys where location is not null")
 
 
@@ -56,12 +59,33 @@ def master(version: int) -> Master:
     return found
 
 
+_works: bool | None = None
+
+
+def require_working_python() -> None:
+    """Raise when this interpreter's cryptography does not give the known answers; asked once a session."""
+    global _works
+    if _works is None:
+        _works = secret.self_test()
+    if not _works:
+        raise spi.ObjectNotInPrerequisiteState(
+            "the server's Python fails the test of its cryptography",
+            hint="llm.doctor() tells what replaced its modules; restart the server without it.",
+        )
+
+
 def wrapping_keys(version: int, tenant_key: bytes) -> bytes:
     """Return the 64 bytes, for encryption and for authentication, that wrap a tenant's key."""
     where = master(version)
     # Either half of 64 random bytes is enough to make them a secret.
-    key = _master_key(where) + _secret(where.location, tenant_key) if where.provider == "file" else kdf.extract(b"", _master_key(where))
-    return kdf.expand(key, b"pg_llm tenant key" + tenant_key)
+    key = _master_key(where) + _secret(where.location, tenant_key) if where.provider == "file" else secret.extract(b"", _master_key(where))
+    return secret.expand(key, b"pg_llm tenant key" + tenant_key)
+
+
+def anchor_key(version: int) -> bytes:
+    """Return the key that signs anchors of the audit log."""
+    _require_right(master(version))
+    return secret.expand(secret.extract(b"", _master_key(master(version))), b"pg_llm audit anchor", 32)
 
 
 def add_tenant_secret(version: int, tenant_key: str) -> None:
@@ -69,7 +93,7 @@ def add_tenant_secret(version: int, tenant_key: str) -> None:
     where = master(version)
     if where.provider == "file":
         _require_right(where)
-        _create(_secret_path(where.location, UUID(tenant_key).bytes), kdf.urandom(KEY_BYTES))
+        _create(_secret_path(where.location, UUID(tenant_key).bytes), secret.urandom(KEY_BYTES))
 
 
 def remove_tenant_secret(tenant_key: str) -> bool:
@@ -88,32 +112,34 @@ def carry_tenant_secret(old_version: int, new_version: int, tenant_key: str) -> 
     if new.provider == "file" and new.location != old.location:
         path = _secret_path(new.location, key)
         if not os.path.lexists(path):
-            _create(path, _secret(old.location, key) if old.provider == "file" else kdf.urandom(KEY_BYTES))
+            _create(path, _secret(old.location, key) if old.provider == "file" else secret.urandom(KEY_BYTES))
 
 
 def prepare(version: int, location: str | None, command: list[str] | None) -> list[tuple[str, str | None, list[str] | None, bytes]]:
     """Check where a new master key is or is to be, make it if it is a file that is missing, and return the row of llm.master_keys."""
+    require_working_python()
     if location is None:
         where = Master(version, "command", "", command or [], b"")
         return [("command", None, command, _fingerprint(_master_key(where)))]
     path = _safe_directory(location)
     if not os.path.lexists(_master_path(path, version)):
-        _create(_master_path(path, version), kdf.urandom(KEY_BYTES).hex().encode() + b"\n")
+        _create(_master_path(path, version), secret.urandom(KEY_BYTES).hex().encode() + b"\n")
     return [("file", path, None, _fingerprint(_master_key(Master(version, "file", path, [], b""))))]
 
 
 def _safe_directory(location: str) -> str:
-    hint = "Name a directory of the server's own user, with mode 0700, outside the data directory."
     path = os.path.realpath(location)
     data = os.path.realpath(".")
     if not os.path.isabs(location) or os.path.commonpath((path, data)) == data:
-        raise spi.InvalidParameter(f"{location} is no place for a master key", detail="It is in the data directory, or relative to it.", hint=hint)
+        raise spi.InvalidParameter(
+            f"{location} is no place for a master key", detail="It is in the data directory, or relative to it.", hint=_SAFE_PLACE
+        )
     try:
         status = os.stat(path)
     except OSError as error:
-        raise spi.ConfigFileError(f"{path} cannot be used: {error.strerror}", hint=hint) from None
-    if not stat.S_ISDIR(status.st_mode) or stat.S_IMODE(status.st_mode) & 0o077 or status.st_uid != _SERVER_USER:
-        raise spi.ConfigFileError(f"{path} is not safe: user {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}", hint=hint)
+        raise spi.ConfigFileError(f"{path} cannot be looked at: {error.strerror}", hint=_SAFE_PLACE) from None
+    if not stat.S_ISDIR(status.st_mode) or stat.S_IMODE(status.st_mode) & 0o077 or status.st_uid != secret.USER:
+        raise spi.ConfigFileError(f"{path} is not safe: user {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}", hint=_SAFE_PLACE)
     return path
 
 
@@ -123,7 +149,7 @@ def require_right(version: int) -> None:
 
 
 def _require_right(where: Master) -> None:
-    if not kdf.compare_digest(_fingerprint(_master_key(where)), where.fingerprint):
+    if not secret.compare_digest(_fingerprint(_master_key(where)), where.fingerprint):
         raise spi.ConfigFileError(
             f"master key version {where.version} is not the key that it was",
             hint="Bring back the key with which llm.add_master_key() made this version.",
@@ -131,7 +157,7 @@ def _require_right(where: Master) -> None:
 
 
 def _fingerprint(key: bytes) -> bytes:
-    return kdf.expand(key, b"pg_llm fingerprint", 16)
+    return secret.expand(key, b"pg_llm fingerprint", 16)
 
 
 def _master_key(where: Master) -> bytes:
@@ -151,23 +177,24 @@ def _secret_path(location: str, tenant_key: bytes) -> str:
 
 def _secret(location: str, tenant_key: bytes) -> bytes:
     path = _secret_path(location, tenant_key)
-    secret = _read_file(path, "the tenant's secret")
-    if len(secret) != KEY_BYTES:
-        raise spi.ConfigFileError(f"{path} has {len(secret)} bytes instead of {KEY_BYTES}", hint="Restore this file of the key store from its backup.")
-    return secret
+    content = _read_file(path, "the tenant's secret")
+    if len(content) != KEY_BYTES:
+        raise spi.ConfigFileError(
+            f"{path} has {len(content)} bytes instead of {KEY_BYTES}", hint="Restore this file of the key store from its backup."
+        )
+    return content
 
 
 def _read_file(path: str, what: str) -> bytes:
-    hint = "It must be a regular file of the server's own user, with mode 0400."
     try:
         status = os.lstat(path)
-        if status.st_mode != _MODE or status.st_uid != _SERVER_USER:
-            raise spi.ConfigFileError(f"{path} {fault(status)}", hint=hint)
+        if status.st_mode != secret.MODE or status.st_uid != secret.USER:
+            raise spi.ConfigFileError(f"{path} {secret.fault(status)}", hint=_SAFE_FILE)
         return os.pread(_descriptor(path, status), 200, 0)
-    except FileNotFoundError:
-        raise spi.ConfigFileError(f"{what} is missing: there is no {path}", hint="Restore this file of the key store from its backup.") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise spi.ConfigFileError(f"{what} is missing: there is no {path}", hint=_RESTORE) from None
     except OSError as error:
-        raise spi.ConfigFileError(f"{path} cannot be read: {error.strerror}", hint=hint) from None
+        raise spi.ConfigFileError(f"{path} cannot be read: {error.strerror}", hint=_SAFE_FILE) from None
 
 
 def _descriptor(path: str, status: os.stat_result) -> int:
@@ -189,13 +216,32 @@ def _descriptor(path: str, status: os.stat_result) -> int:
     return file
 
 
-def fault(status: os.stat_result) -> str:
-    """Return what is wrong with a file for a key."""
-    if not stat.S_ISREG(status.st_mode):
-        return "is no regular file"
-    if status.st_uid != _SERVER_USER:
-        return f"belongs to user {status.st_uid}, not to the server's, {_SERVER_USER}"
-    return f"has mode {stat.S_IMODE(status.st_mode):04o}"
+def check() -> list[tuple[str, bool, str, str]]:
+    """Return the checks of `llm.doctor()`: every version of the master key is there, safe and right; key stores are safe; Python computes rightly."""
+    try:
+        masters = [Master(*row.values()) for row in _ALL.rows()]
+    except spi.Error:  # no storage, which another check tells
+        masters = []
+    wrong: list[str] = []
+    hint = "See docs/key_store.md."
+    for where in masters:
+        try:
+            if where.provider == "file":
+                _safe_directory(where.location)
+            _require_right(where)
+        except spi.Error as error:
+            wrong.append(str(error))
+            hint = error.hint or hint
+    found = ", ".join(f"version {where.version} by {where.provider}" for where in masters)
+    return [
+        ("master keys", not wrong, "; ".join(wrong) or found or "none is configured: nothing is encrypted", hint),
+        (
+            "Python's cryptography is right",
+            secret.self_test(),
+            "known answers of RFC 4231 and RFC 5869",
+            "Something replaced hmac or os in the server's Python: restart the server without it.",
+        ),
+    ]
 
 
 def _parse(text: bytes, source: str) -> bytes:
@@ -247,7 +293,9 @@ def _create(path: str, content: bytes) -> None:
             os.close(file)
         _sync_directory(os.path.dirname(path))
     except OSError as error:
-        raise spi.ConfigFileError(f"{path} cannot be made: {error.strerror}", hint="The key store must be a directory of the server's own user, with mode 0700.") from None
+        raise spi.ConfigFileError(
+            f"{path} cannot be made: {error.strerror}", hint="The key store must be a directory of the server's own user, with mode 0700."
+        ) from None
 
 
 def _destroy(path: str) -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import plpy
+
+#: Rows that a cursor takes from the server in one go.
+FETCHED_AT_ONCE = 1_000
 
 
 class Error(plpy.Error):
@@ -18,6 +21,10 @@ class Error(plpy.Error):
         super().__init__(message)
         self.hint = hint
         self.detail = detail
+
+
+#: An error of a statement.
+ServerError = plpy.SPIError
 
 
 class UndefinedFile(Error):
@@ -62,16 +69,16 @@ class DataException(Error):
     sqlstate = "22000"
 
 
-class LimitExceeded(Error):
-    """A limit forbids to go on."""
+class NoDataFound(Error):
+    """What was asked for does not exist."""
 
-    sqlstate = "54000"
+    sqlstate = "P0002"
 
 
-class InsufficientPrivilege(Error):
-    """The caller may not do that."""
+class DataCorrupted(Error):
+    """What is stored is not what was stored."""
 
-    sqlstate = "42501"
+    sqlstate = "XX001"
 
 
 class Plan:
@@ -86,13 +93,22 @@ class Plan:
 
     def rows(self, *arguments: object) -> list[dict[str, Any]]:
         """Return all rows, each as a dictionary by column name."""
-        if self._plan is None:
-            self._plan = plpy.prepare(self._statement, self._types)
-        return list(plpy.execute(self._plan, list(arguments)))
+        return list(plpy.execute(self._prepared(), list(arguments)))
 
     def row(self, *arguments: object) -> dict[str, Any]:
         """Return the first row."""
         return self.rows(*arguments)[0]
+
+    def stream(self, *arguments: object) -> Iterator[dict[str, Any]]:
+        """Yield all rows through a cursor, so that only some are in memory at a time."""
+        cursor = plpy.cursor(self._prepared(), list(arguments))
+        while rows := cursor.fetch(FETCHED_AT_ONCE):
+            yield from rows
+
+    def _prepared(self) -> Any:
+        if self._plan is None:
+            self._plan = plpy.prepare(self._statement, self._types)
+        return self._plan
 
 
 def plan(statement: str, *types: str) -> Plan:

@@ -41,35 +41,6 @@ comment on type llm.security_event is
 
 -- Writing
 
-create function llm._audit_tenant()
-    returns text
-    language plpgsql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_tenant text;
-begin
-    -- As llm.current_tenant(), but asked from within security definer functions, where the current role is llm_owner.
-    select r.tenant_id into v_tenant from llm.tenant_roles r where r.role_name = session_user;
-    if not found and current_setting('role') not in ('none', session_user) then
-        select r.tenant_id into v_tenant from llm.tenant_roles r where r.role_name = current_setting('role');
-    end if;
-    if v_tenant is null then
-        v_tenant := nullif(current_setting('llm.tenant', true), '');
-        if v_tenant is not null and current_setting('llm.tenant_set_at', true) is distinct from date_part('epoch', now())::text then
-            v_tenant := llm.current_tenant();
-        end if;
-    end if;
-    return coalesce(v_tenant, '*');
-end
-$$;
-
-comment on function llm._audit_tenant() is
-'The tenant that this transaction works for, as llm.current_tenant() says to the caller of a security definer function; * when for none.
-Errors: object_not_in_prerequisite_state when llm.tenant was not set by llm.set_tenant().';
-
-
 -- security definer: nobody else writes the log, so that nobody writes what is not his to say (time, transaction, login role, tenant).
 create function llm.log_audit_event(
     p_action       text,
@@ -90,7 +61,7 @@ create function llm.log_audit_event(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_tenant text := llm._audit_tenant();
+    v_tenant text := coalesce(llm.current_tenant(), '*');
 begin
     if p_action is null or p_object_type is null or p_object_id is null then
         raise exception 'an event without %',
@@ -133,8 +104,9 @@ create function llm._audit_events(
     set search_path = pg_catalog, pg_temp
 as $$
     select
-        e.value ->> 'action', e.value ->> 'object_type', e.value ->> 'object_id', e.value -> 'details', e.value ->> 'user_id',
-        e.value -> 'client_info', e.value -> 'before', e.value -> 'after', e.value ->> 'sensitive', e.value ->> 'access_level'
+        e.value ->> 'action', e.value ->> 'object_type', e.value ->> 'object_id', nullif(e.value -> 'details', 'null'), e.value ->> 'user_id',
+        nullif(e.value -> 'client_info', 'null'), nullif(e.value -> 'before', 'null'), nullif(e.value -> 'after', 'null'),
+        e.value ->> 'sensitive', e.value ->> 'access_level'
     from jsonb_array_elements(p_events) e
 $$;
 
@@ -153,18 +125,22 @@ create function llm.log_audit_events(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_tenant      text := llm._audit_tenant();
+    v_tenant      text := coalesce(llm.current_tenant(), '*');
     v_user        text := session_user;
     v_address     inet := inet_client_addr();
     v_application text := current_setting('application_name');
+    v_is_good     boolean;
     v_count       bigint;
     v_sensitive   record;
 begin
-    if jsonb_typeof(p_events) is distinct from 'array'
-        or p_events @? '$[*] ? (!(exists(@.action) && exists(@.object_type) && exists(@.object_id)))'
-        or p_events @? '$[*] ? (@.action == null || @.object_type == null || @.object_id == null)'
-    then
-        raise exception 'these are not events: %', left(coalesce(jsonb_typeof(p_events), 'null'), 20)
+    v_is_good := jsonb_typeof(p_events) is not distinct from 'array';
+    if v_is_good then
+        v_is_good := not exists (
+            select from llm._audit_events(p_events) e where e.action is null or e.object_type is null or e.object_id is null
+        );
+    end if;
+    if not v_is_good then
+        raise exception 'these are not events: %', coalesce(jsonb_typeof(p_events), 'null')
             using errcode = 'invalid_parameter_value',
                   hint = 'Give an array of objects, each with action, object_type and object_id.';
     end if;
@@ -196,8 +172,9 @@ $$;
 alter function llm.log_audit_events(jsonb) owner to llm_owner;
 
 comment on function llm.log_audit_events(jsonb) is
-'Writes many events at once, in their order, those with sensitive details last. p_events: an array of objects with the names of llm.log_audit_event()''s
-arguments without p_: action, object_type and object_id, and what else there is. Returns how many. All or nothing. Errors: as llm.log_audit_event().';
+'Writes many events at once, in their order, those with sensitive details last. p_events: an array of objects with the names of
+llm.log_audit_event()''s arguments without p_: action, object_type and object_id, and what else there is. Returns how many. All or nothing. Errors:
+as llm.log_audit_event().';
 
 
 -- security definer: as llm.log_audit_event().
@@ -209,25 +186,33 @@ create function llm._audit_events_insert()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_tenant text := llm._audit_tenant();
+    v_tenant      text := coalesce(llm.current_tenant(), '*');
+    v_user        text := session_user;
+    v_address     inet := inet_client_addr();
+    v_application text := current_setting('application_name');
 begin
-    if new.action is null or new.object_type is null or new.object_id is null then
+    if exists (select from new_events e where e.action is null or e.object_type is null or e.object_id is null) then
         raise exception 'an event without action, object_type or object_id'
             using errcode = 'invalid_parameter_value',
                   hint = 'Give these three columns; an empty text will do where there is no object.';
     end if;
-    insert into llm.audit_log (tenant_id, user_id, action, object_type, object_id, details, client_info, before, after)
-    values (
-        v_tenant, coalesce(new.user_id, session_user), new.action, new.object_type, new.object_id, new.details, new.client_info, new.before, new.after
-    );
-    return new;
+    insert into llm.audit_log (
+        tenant_id, user_id, action, object_type, object_id, details, client_info, before, after, client_address, application
+    )
+    select
+        v_tenant, coalesce(e.user_id, v_user), e.action, e.object_type, e.object_id, e.details, e.client_info, e.before, e.after,
+        v_address, v_application
+    from new_events e;
+    delete from llm.audit_events e
+    where e.position between (select min(n.position) from new_events n) and (select max(n.position) from new_events n);
+    return null;
 end
 $$;
 
 alter function llm._audit_events_insert() owner to llm_owner;
 
 comment on function llm._audit_events_insert() is
-'Trigger of llm.audit_events: writes the rows that COPY or INSERT bring to the audit log.';
+'Trigger of llm.audit_events: moves what COPY or INSERT brought to the audit log.';
 
 
 create function llm.log_authentication_event(
@@ -243,7 +228,8 @@ create function llm.log_authentication_event(
 as $$
 begin
     perform llm.log_audit_event(
-        p_event::text, 'authentication'::text, p_user_id, p_details, p_user_id, p_client_info, null::jsonb, null::jsonb, null::text, 'llm_auditor'::text
+        p_event::text, 'authentication'::text, p_user_id, p_details, p_user_id, p_client_info, null::jsonb, null::jsonb, null::text,
+        'llm_auditor'::text
     );
 end
 $$;
@@ -334,9 +320,10 @@ end
 $$;
 
 comment on function llm.get_audit_logs(text, integer, text, text, text, timestamptz, timestamptz, bigint) is
-'Events of the audit log, newest first: the tenant''s, or all when none is set. p_user_id, p_action, p_object_type, p_object_id: null for any; p_from, p_to:
-from (inclusive) and until (exclusive) when; p_limit: at most so many; p_before_id: those before this event, the last one of the page before. For
-llm_auditor and llm_admin. Errors: no_data_found for an unknown p_before_id; object_not_in_prerequisite_state when the storage is not set up.';
+'Events of the audit log, newest first: the tenant''s, or all when none is set. p_user_id, p_action, p_object_type, p_object_id: null for any;
+p_from, p_to: from (inclusive) and until (exclusive) when; p_limit: at most so many; p_before_id: those before this event, the last one of the page
+before. For llm_auditor and llm_admin. Errors: no_data_found for an unknown p_before_id; object_not_in_prerequisite_state when the storage is not set
+up.';
 
 
 select llm._grant_execute(
@@ -346,7 +333,7 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_owner'],
-    '_audit_tenant', '_audit_events'
+    '_audit_events'
 );
 
 select llm._grant_execute(

@@ -52,8 +52,8 @@ end
 $$;
 
 comment on function llm.delete_old_logs(integer) is
-'Drops months of the audit log, sensitive details included, all of whose events are older, as llm.manage_partitions() does on its own after a year; never
-single events, and no month that is not sealed. p_days_to_keep: at least 1. Returns whether anything was dropped. For superusers.
+'Drops months of the audit log, sensitive details included, all of whose events are older, as llm.manage_partitions() does on its own after a year;
+never single events, and no month that is not sealed. p_days_to_keep: at least 1. Returns whether anything was dropped. For superusers.
 Errors: invalid_parameter_value, lock_not_available.';
 
 
@@ -66,6 +66,7 @@ create function llm._audit_ddl()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
+    v_off     boolean := not current_setting('row_security')::boolean;
     v_stack   text;
     v_query   text;
     v_command record;
@@ -92,16 +93,26 @@ begin
         get diagnostics v_stack = pg_context;
         -- A restore, which has row_security off, and our own steps are not news; that a month was dropped is.
         exit when to_regclass('llm.audit_log') is null
-            or tg_event = 'ddl_command_end' and not current_setting('row_security')::boolean
-            or v_stack ~ '(?n)^PL/pgSQL function llm[.](setup|audit_table|unaudit_table)[(]'
+            or tg_event = 'ddl_command_end' and v_off
+            or v_stack ~ '(?n)^PL/pgSQL function llm[.](setup|_make_audit_triggers|unaudit_table)[(]'
             or tg_event = 'ddl_command_end' and v_stack ~ '(?n)^PL/pgSQL function llm[.](create_partitions|_carry_out|_protect_new_partitions)[(]';
         v_query := current_query();
-        perform llm.log_audit_event(
-            lower(v_command.command_tag), 'audit'::text, v_command.object_identity,
-            -- Only what is DDL itself: another statement may hold anything.
-            case when v_query ~* '^\s*(alter|drop|create)\M' then jsonb_build_object('statement', left(v_query, 1000)) end,
-            session_user::text, null::jsonb, null::jsonb, null::jsonb, null::text, 'llm_auditor'::text
-        );
+        -- A restore may begin by dropping, and the log is written under row-level security.
+        perform set_config('row_security', 'on', true);
+        begin
+            perform llm.log_audit_event(
+                lower(v_command.command_tag), 'audit'::text, v_command.object_identity,
+                -- Only what is DDL itself: another statement may hold anything.
+                case when v_query ~* '^\s*(alter|drop|create)\M' then jsonb_build_object('statement', left(v_query, 1000)) end,
+                session_user::text, null::jsonb, null::jsonb, null::jsonb, null::text, 'llm_auditor'::text
+            );
+        exception
+            when others then
+                -- Who takes away what writing needs is not stopped; the server's log has it then.
+                raise warning 'the audit log cannot note that % did % to %', session_user, lower(v_command.command_tag), v_command.object_identity
+                    using detail = sqlerrm;
+        end;
+        perform set_config('row_security', case when v_off then 'off' else 'on' end, true);
     end loop;
 end
 $$;
@@ -109,8 +120,8 @@ $$;
 alter function llm._audit_ddl() owner to llm_owner;
 
 comment on function llm._audit_ddl() is
-'Event trigger: writes an event of object type audit when a table, partition, trigger, column or rule of the audit log, or a trigger of an audited table, is
-altered or dropped. Not for llm.setup(), and not while row_security is off, as in a restore.';
+'Event trigger: writes an event of object type audit when a table, partition, trigger, column or rule of the audit log, or a trigger of an audited
+table, is altered or dropped, or a warning if that is impossible. Not for llm.setup(), and not while row_security is off, as in a restore.';
 
 do $event_trigger$
 begin

@@ -25,8 +25,8 @@ end
 $$;
 
 comment on function llm._audited_columns(oid, text) is
-'The columns of a table as a select list; those of types that users made as text, by their output function, because to_jsonb() would call a cast of the
-user''s, as llm_owner. p_source: what stands before the period.';
+'The columns of a table as a select list; those of types that users made as text, by their output function, because to_jsonb() would call a cast of
+the user''s, as llm_owner. p_source: what stands before the period.';
 
 
 create function llm._audited_key(
@@ -120,6 +120,7 @@ create function llm._audit_changes()
     volatile
     security definer
     set search_path = pg_catalog, pg_temp
+    set row_security = on
 as $$
 declare
     v_key         text[] := tg_argv[0];
@@ -127,14 +128,13 @@ declare
     v_masked      text[] := tg_argv[2];
     v_is_whole    boolean := tg_argv[1] = '{}' and tg_argv[2] = '{}';
     v_column      text := case when cardinality(v_key) = 1 then v_key[1] end;
-    v_tenant      text := llm._audit_tenant();
+    v_tenant      text := coalesce(llm.current_tenant(), '*');
     v_user        text := session_user;
     v_action      text := lower(tg_op);
     v_type        text := coalesce(pg_partition_root(tg_relid), tg_relid)::regclass::text;
     v_address     inet := inet_client_addr();
     v_application text := current_setting('application_name');
     v_is_foreign  boolean;
-    v_named       bigint;
     v_old         jsonb;
     v_new         jsonb;
 begin
@@ -144,13 +144,15 @@ begin
         return null;
     end if;
 
-    select bool_or(a.atttypid >= 16384), count(*) filter (where a.attname = any (v_hidden || v_masked))
-    into v_is_foreign, v_named
-    from pg_attribute a
-    where a.attrelid = tg_relid
-        and a.attnum > 0
-        and not a.attisdropped;
-    if v_named <> cardinality(v_hidden || v_masked) then
+    v_is_foreign := exists (
+        select from pg_attribute a where a.attrelid = tg_relid and a.attnum > 0 and a.atttypid >= 16384 and not a.attisdropped
+    );
+    if not v_is_whole and exists (
+        select
+        from unnest(v_hidden || v_masked) c (name)
+        where not exists (select from pg_attribute a where a.attrelid = tg_relid and a.attname = c.name and a.attnum > 0)
+    )
+    then
         raise exception 'columns of % that the audit log must not hold have other names now', tg_relid::regclass
             using errcode = 'object_not_in_prerequisite_state',
                   detail = format('Excluded: %s; masked: %s.', v_hidden, v_masked),
@@ -204,8 +206,8 @@ $$;
 alter function llm._audit_changes() owner to llm_owner;
 
 comment on function llm._audit_changes() is
-'Trigger of audited tables: writes each row that a statement changed to the audit log. Arguments: the columns of the key, those to leave out, those to mask.
-Errors: object_not_in_prerequisite_state when a column to leave out or to mask is gone: nothing is written to the table then.';
+'Trigger of audited tables: writes each row that a statement changed to the audit log. Arguments: the columns of the key, those to leave out, those
+to mask. Errors: object_not_in_prerequisite_state when a column to leave out or to mask is gone: nothing is written to the table then.';
 
 
 create function llm._audit_triggers(
@@ -238,6 +240,32 @@ comment on function llm._audit_triggers(regclass) is
 'The triggers that audit a table: names, and what they fire on and how, with %s for the table.';
 
 
+create function llm._make_audit_triggers(
+    p_table   regclass,
+    p_key     text[],
+    p_exclude text[],
+    p_mask    text[]
+)
+    returns void
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_trigger record;
+begin
+    for v_trigger in select * from llm._audit_triggers(p_table) loop
+        execute format('create or replace trigger %I after %s execute function llm._audit_changes(%L, %L, %L)',
+                       v_trigger.name, format(v_trigger.event, p_table), p_key, p_exclude, p_mask);
+        execute format('alter table %s enable always trigger %I', p_table, v_trigger.name);
+    end loop;
+end
+$$;
+
+comment on function llm._make_audit_triggers(regclass, text[], text[], text[]) is
+'The part of llm.audit_table() that makes the triggers, or changes their arguments.';
+
+
 create function llm.audit_table(
     p_table   regclass,
     p_exclude text[] default '{}',
@@ -253,7 +281,6 @@ declare
     v_key     text[];
     v_missing text;
     v_class   record;
-    v_trigger record;
 begin
     perform llm._require_storage();
     select c.relname, c.relkind, n.nspname into v_class from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_table;
@@ -293,11 +320,7 @@ begin
                   hint = 'Give another p_key, or leave its columns out of p_exclude and p_mask, which cannot be null.';
     end if;
 
-    for v_trigger in select * from llm._audit_triggers(p_table) loop
-        execute format('create or replace trigger %I after %s execute function llm._audit_changes(%L, %L, %L)',
-                       v_trigger.name, format(v_trigger.event, p_table), v_key, p_exclude, p_mask);
-        execute format('alter table %s enable always trigger %I', p_table, v_trigger.name);
-    end loop;
+    perform llm._make_audit_triggers(p_table, v_key, p_exclude, p_mask);
     insert into llm.audited_tables (table_schema, table_name, key_columns, excluded_columns, masked_columns)
     values (v_class.nspname, v_class.relname, v_key, p_exclude, p_mask)
     on conflict (table_schema, table_name) do update
@@ -308,11 +331,11 @@ end
 $$;
 
 comment on function llm.audit_table(regclass, text[], text[], text[]) is
-'From now on every change of the table''s rows is an event of the audit log, in the same transaction: action insert, update, delete or truncate, object_type
-the table, object_id its key, before and after the row. Call it again to change how. p_table: any table outside schema llm; p_exclude: columns to leave
-out; p_mask: columns of which the log shows only that they have a value, and that it changed; p_key: the columns of object_id, by default the primary
-key. For superusers and for members of llm_admin who own the table. Errors: wrong_object_type; undefined_column; invalid_parameter_value when the key is
-to be hidden; insufficient_privilege.';
+'From now on every change of the table''s rows is an event of the audit log, in the same transaction: action insert, update, delete or truncate,
+object_type the table, object_id its key, before and after the row. Call it again to change how. p_table: any table outside schema llm; p_exclude:
+columns to leave out; p_mask: columns of which the log shows only that they have a value, and that it changed; p_key: the columns of object_id, by
+default the primary key. For superusers and for members of llm_admin who own the table. Errors: wrong_object_type; undefined_column;
+invalid_parameter_value when the key is to be hidden; insufficient_privilege.';
 
 
 create function llm.unaudit_table(
@@ -374,7 +397,7 @@ begin
         where not exists (select from pg_trigger t where t.tgrelid = c.oid and t.tgname like 'llm\_audit\_%')
         order by 1
     loop
-        perform llm.audit_table(v_table.oid, v_table.excluded_columns, v_table.masked_columns, v_table.key_columns);
+        perform llm._make_audit_triggers(v_table.oid, v_table.key_columns, v_table.excluded_columns, v_table.masked_columns);
     end loop;
 end
 $$;
@@ -390,5 +413,5 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_admin'],
-    'audit_table', 'unaudit_table', '_audit_triggers', '_audit_changes'
+    'audit_table', 'unaudit_table', '_audit_triggers', '_make_audit_triggers', '_audit_changes'
 );

@@ -13,7 +13,8 @@ use_compression false. Compression shows in the length how repetitive the text i
 -- Encrypting and decrypting
 --
 -- Unwrapped keys are only arguments of functions and operands of expressions: a variable used in a statement would be a parameter, which auto_explain
--- logs. So what touches keys contains no statement, and Python, which touches them too, runs none.
+-- logs. So what touches keys contains no statement, and Python, which touches them too, runs none. PL/Python keeps the arguments of a function's last
+-- call, by name and in args, for as long as the session lasts: functions that are given secrets have no names for them, and empty args.
 
 create function llm._key_chain_to_encrypt(
     p_tenant     text,
@@ -93,87 +94,62 @@ comment on function llm._unwrapping_key(bytea, bytea) is
 'The key that decrypts a wrapped tenant key, after its tag was checked. Errors: as llm._has_right_tag.';
 
 
-create function llm._checked_key(
-    p_keys    bytea,
-    p_wrapped bytea,
-    p_start   bytea
-)
+create function llm._checked_key(bytea, bytea, bytea)
     returns bytea
     language plpython3u
     volatile
     set search_path = pg_catalog, pg_temp
 as $$
 from pg_llm import crypto
-return crypto.checked_key(p_keys, p_wrapped, p_start)
+return crypto.checked_key(args)
 $$;
 
 comment on function llm._checked_key(bytea, bytea, bytea) is
-'The half of p_keys that decrypts a wrapped key, after its tag was checked by the other half. Errors: as llm._has_right_tag.';
+'The half of keys that decrypts a wrapped key, after its tag was checked by the other half. Arguments: the keys, the wrapped one, what it is bound
+to. Errors: as llm._has_right_tag.';
 
 
-create function llm._new_key()
-    returns bytea
-    language plpython3u
-    volatile
-    set search_path = pg_catalog, pg_temp
-as $$
-from pg_llm import crypto
-return crypto.new_key()
-$$;
-
-comment on function llm._new_key() is
-'A new key, not wrapped.';
-
-
-create function llm._has_right_tag(
-    p_tag      bytea,
-    p_expected bytea,
-    p_start    bytea
-)
+create function llm._has_right_tag(bytea, bytea, bytea)
     returns boolean
     language plpython3u
     volatile
     set search_path = pg_catalog, pg_temp
 as $$
 from pg_llm import crypto
-return crypto.has_right_tag(p_tag, p_expected, p_start)
+return crypto.has_right_tag(args)
 $$;
 
 comment on function llm._has_right_tag(bytea, bytea, bytea) is
-'True when two tags are equal, compared in a time that does not tell where they differ; else raises why a ciphertext that should begin with p_start has
-another. Errors: data_exception; config_file_error when the master key is not the one that it was.';
+'True when two tags are equal, compared in a time that does not tell where they differ; else raises why a ciphertext that should begin with p_start
+has another. Errors: data_exception; config_file_error when the master key is not the one that it was.';
 
 
-create function llm._deflated(
-    p_plain bytea
-)
+create function llm._deflated(bytea)
     returns bytea
     language plpython3u
     volatile
     set search_path = pg_catalog, pg_temp
 as $$
 from pg_llm import crypto
-return crypto.deflated(p_plain)
+return crypto.deflated(args)
 $$;
 
 comment on function llm._deflated(bytea) is
 'Compressed (RFC 1950).';
 
 
-create function llm._inflated(
-    p_compressed bytea
-)
+create function llm._inflated(bytea)
     returns bytea
     language plpython3u
     volatile
     set search_path = pg_catalog, pg_temp
 as $$
 from pg_llm import crypto
-return crypto.inflated(p_compressed)
+return crypto.inflated(args)
 $$;
 
 comment on function llm._inflated(bytea) is
-'What llm._deflated() was given. Errors: program_limit_exceeded when it is more than 1 GB.';
+'What llm._deflated() was given.';
 
 
 create function llm._seal(
@@ -332,10 +308,10 @@ $$;
 alter function llm.encrypt_data(text, llm.encryption, text, text, text) owner to llm_owner;
 
 comment on function llm.encrypt_data(text, llm.encryption, text, text, text) is
-'Encrypts for the current tenant, and binds the result to it and to a place: llm.decrypt_data() must be told the same. p_data: any text, null
-gives null; p_encryption: how, null for the defaults; p_table, p_column, p_row: where it will be stored. Returns 70 bytes more than the text,
-padded to 16. Errors: invalid_parameter_value for an unsupported algorithm; undefined_object for an unknown key; object_not_in_prerequisite_state for a
-revoked key, or without a master key or a tenant; config_file_error when the master key is missing, unsafe or wrong.';
+'Encrypts for the current tenant, and binds the result to it and to a place: llm.decrypt_data() must be told the same. p_data: any text, null gives
+null; p_encryption: how, null for the defaults; p_table, p_column, p_row: where it will be stored. Returns 70 bytes more than the text, padded to 16.
+Errors: invalid_parameter_value for an unsupported algorithm; undefined_object for an unknown key; object_not_in_prerequisite_state for a revoked
+key, or without a master key or a tenant; config_file_error when the master key is missing, unsafe or wrong.';
 
 
 -- security definer: an application decrypts, and must not get at keys.
@@ -373,45 +349,6 @@ needed, the ciphertext tells; what it names must fit. Errors: data_exception whe
 undefined_object for an unknown key; object_not_in_prerequisite_state for a revoked key or a version that no longer decrypts; as llm.encrypt_data.';
 
 
-create function llm._key_start(
-    p_key     uuid,
-    p_version integer,
-    p_tenant  text,
-    p_table   text,
-    p_row     text
-)
-    returns bytea
-    language plpython3u
-    volatile
-    set search_path = pg_catalog, pg_temp
-as $$
-from pg_llm import crypto
-return crypto.key_start(p_key, p_version, p_tenant, p_table, p_row)
-$$;
-
-comment on function llm._key_start(uuid, integer, text, text, text) is
-'What a newly wrapped key begins with and is bound to. p_key, p_version: the wrapping key; p_table, p_row: where it will be.';
-
-
-create function llm._start_of_key(
-    p_wrapped bytea,
-    p_tenant  text,
-    p_table   text,
-    p_row     text
-)
-    returns bytea
-    language plpython3u
-    volatile
-    set search_path = pg_catalog, pg_temp
-as $$
-from pg_llm import crypto
-return crypto.start_of_key(p_wrapped, p_tenant, p_table, p_row)
-$$;
-
-comment on function llm._start_of_key(bytea, text, text, text) is
-'What a wrapped key begins with and must be bound to.';
-
-
 create function llm._blind_index_chain(
     p_tenant text,
     p_table  text,
@@ -430,17 +367,14 @@ comment on function llm._blind_index_chain(text, text, text) is
 'What the index key of a column is derived with (HKDF-Expand, RFC 5869), and the chain of the tenant''s key for indexes.';
 
 
-create function llm._normalized(
-    p_value         text,
-    p_normalization text
-)
+create function llm._normalized(text, text)
     returns bytea
     language plpython3u
     immutable
     set search_path = pg_catalog, pg_temp
 as $$
 from pg_llm import crypto
-return crypto.normalized(p_value, p_normalization)
+return crypto.normalized(args)
 $$;
 
 comment on function llm._normalized(text, text) is
@@ -494,56 +428,12 @@ NFKC, case folded, without blanks at the ends), digits (only those) or none. It 
 values: not for columns with few of them. Errors: invalid_parameter_value; as llm.encrypt_data.';
 
 
--- security definer: it reads what the application no longer can.
-create function llm.break_glass_decrypt(
-    p_encrypted_data bytea,
-    p_purpose        text,
-    p_table          text default '',
-    p_column         text default '',
-    p_row            text default ''
-)
-    returns text
-    language plpgsql
-    volatile
-    security definer
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_chain bytea[];
-begin
-    if coalesce(length(btrim(p_purpose)), 0) = 0 then
-        raise exception 'no purpose is given'
-            using errcode = 'invalid_parameter_value',
-                  hint = 'Say why this is read: it is kept in llm.key_events.';
-    end if;
-    v_chain := llm._key_chain_to_decrypt(
-        llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), null::text, true, p_table, p_column, p_row
-    );
-    perform llm._note_key_event(
-        llm._key_tenant(), encode(substr(p_encrypted_data, 3, 16), 'hex'::text)::uuid, 'read by break-glass'::text,
-        jsonb_build_object('purpose', p_purpose, 'table', p_table, 'column', p_column, 'row', p_row)
-    );
-    return llm._opened(v_chain, p_encrypted_data);
-end
-$$;
-
-alter function llm.break_glass_decrypt(bytea, text, text, text, text) owner to llm_owner;
-
-comment on function llm.break_glass_decrypt(bytea, text, text, text, text) is
-'As llm.decrypt_data(), also with a revoked key, for llm_admin; each call is kept in llm.key_events. p_purpose: why. The other arguments and the result:
-as llm.decrypt_data. Errors: invalid_parameter_value without a purpose; as llm.decrypt_data.';
-
-
 select llm._grant_execute(
     array['llm_owner'],
-    '_key_chain_to_encrypt', '_key_chain_to_decrypt', '_blind_index_chain', '_wrapping_keys', '_unwrapping_key', '_checked_key', '_tenant_keys', '_new_key',
-    '_has_right_tag', '_deflated', '_inflated', '_normalized', '_seal', '_unseal', '_opened', '_data_keys', '_key_start', '_start_of_key'
+    '_key_chain_to_encrypt', '_key_chain_to_decrypt', '_blind_index_chain', '_wrapping_keys', '_unwrapping_key', '_checked_key', '_tenant_keys',
+    '_has_right_tag', '_deflated', '_inflated', '_normalized', '_seal', '_unseal', '_opened', '_data_keys'
 );
 select llm._grant_execute(
     array['llm_admin', 'llm_app'],
     'encrypt_data', 'decrypt_data', 'blind_index'
-);
-select llm._grant_execute(
-    array['llm_admin'],
-    'break_glass_decrypt'
 );

@@ -9,20 +9,57 @@ comment on type llm.data_key is
 'A key, the tenant''s key that wraps it, and the version that encrypts.';
 
 
-create type llm.shred_receipt as (
-    tenant_id    text,
-    key_id       text,
-    keys         bigint,
-    versions     bigint,
-    in_backups   boolean,
-    effect       text,
-    shredded_at  timestamptz,
-    event_id     bigint
-);
+create function llm._new_key()
+    returns bytea
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import crypto
+return crypto.new_key()
+$$;
 
-comment on type llm.shred_receipt is
-'What llm.shred_key() destroyed: key_id null for all keys of the tenant; how many keys and versions; in_backups, whether backups of the database are of no
-use for them either; effect, the same in words; event_id, the row of llm.key_events that says so.';
+comment on function llm._new_key() is
+'A new key, not wrapped.';
+
+
+create function llm._key_start(
+    p_key     uuid,
+    p_version integer,
+    p_tenant  text,
+    p_table   text,
+    p_row     text
+)
+    returns bytea
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import crypto
+return crypto.key_start(p_key, p_version, p_tenant, p_table, p_row)
+$$;
+
+comment on function llm._key_start(uuid, integer, text, text, text) is
+'What a newly wrapped key begins with and is bound to. p_key, p_version: the wrapping key; p_table, p_row: where it will be.';
+
+
+create function llm._start_of_key(
+    p_wrapped bytea,
+    p_tenant  text,
+    p_table   text,
+    p_row     text
+)
+    returns bytea
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import crypto
+return crypto.start_of_key(p_wrapped, p_tenant, p_table, p_row)
+$$;
+
+comment on function llm._start_of_key(bytea, text, text, text) is
+'What a wrapped key begins with and must be bound to.';
 
 
 create function llm._add_tenant_secret(
@@ -107,7 +144,10 @@ begin
         from llm.data_keys k
         join llm.tenant_keys t on t.tenant_id = k.tenant_id and t.id = k.tenant_key_id
         where k.tenant_id = p_tenant
-            and case when p_key in ('default', 'index') then k.kind = p_key and t.shredded_at is null else replace(k.key_id::text, '-', '') = replace(p_key, '-', '') end;
+            and case
+                when p_key in ('default', 'index') then k.kind = p_key and t.shredded_at is null
+                else replace(k.key_id::text, '-', '') = replace(p_key, '-', '')
+            end;
 end
 $$;
 
@@ -210,12 +250,19 @@ declare
     v_id bigint;
 begin
     insert into llm.key_events (tenant_id, key_id, event, details) values (p_tenant, p_key, p_event, p_details) returning id into v_id;
+    if p_event not in ('made', 'rotated') then
+        perform llm.log_audit_event(
+            p_event, 'key'::text, coalesce(p_key::text, ''), p_details, session_user::text, null::jsonb, null::jsonb, null::jsonb, null::text,
+            'llm_auditor'::text
+        );
+    end if;
     return v_id;
 end
 $$;
 
 comment on function llm._note_key_event(text, uuid, text, jsonb) is
-'Keeps what happened to a key: everything that is done with keys, but encrypting and decrypting, comes through here. Returns the id in llm.key_events.';
+'Keeps what happened to a key: everything that is done with keys, but encrypting and decrypting, comes through here. Returns the id in
+llm.key_events.';
 
 
 create function llm._make_key(
@@ -292,7 +339,7 @@ create function llm._next_version(
 as $$
 begin
     -- Whoever finds the row locked leaves the work to its holder.
-    perform from llm.data_keys k where k.tenant_id = p_tenant and k.key_id = p_key and k.version = p_version for update skip locked;
+    perform from llm.data_keys k where k.tenant_id = p_tenant and k.key_id = p_key and k.version = p_version for no key update skip locked;
     if not found then
         return null;
     end if;
@@ -382,187 +429,6 @@ comment on function llm._reserve_uses(text, uuid, integer, bigint, bigint, bigin
 version to encrypt with: the next one when p_version is used up. Errors: program_limit_exceeded.';
 
 
--- security definer: who makes keys must not get at them.
-create function llm.generate_key(
-    p_key_size   integer default 256,
-    p_expires_at timestamptz default null,
-    p_max_uses   bigint default 1073741824
-)
-    returns text
-    language plpgsql
-    volatile
-    security definer
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if p_key_size is distinct from 256 then
-        raise exception 'a key of % bits', coalesce(p_key_size::text, 'null')
-            using errcode = 'invalid_parameter_value',
-                  hint = 'Supported: 256, for aes-256-cbc with HMAC-SHA256.';
-    end if;
-    if p_max_uses is null or p_max_uses not between 1 and 1073741824 then
-        raise exception 'a key for % uses', coalesce(p_max_uses::text, 'null')
-            using errcode = 'invalid_parameter_value',
-                  hint = 'Take 1 to 1073741824: then the next version takes over.';
-    end if;
-    return llm._make_key(llm._key_tenant(), 'data'::text, p_expires_at, p_max_uses)::text;
-end
-$$;
-
-alter function llm.generate_key(integer, timestamptz, bigint) owner to llm_owner;
-
-comment on function llm.generate_key(integer, timestamptz, bigint) is
-'Makes a key of the current tenant and returns its id, for llm.encryption.key_id. p_key_size: 256; p_expires_at: from when on it decrypts only; p_max_uses:
-after so many encryptions the next version takes over, and after twice as many the last one ends. Errors: invalid_parameter_value;
-object_not_in_prerequisite_state without a master key or a tenant.';
-
-
--- security definer: who rotates keys must not get at them.
-create function llm.rotate_key(
-    p_key_id text default null
-)
-    returns boolean
-    language plpgsql
-    volatile
-    security definer
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_key llm.data_key := llm._key_of(p_key_id);
-begin
-    return llm._next_version(v_key.tenant_id, v_key.key_id, v_key.version, 'asked for'::text) is not null;
-end
-$$;
-
-alter function llm.rotate_key(text) owner to llm_owner;
-
-comment on function llm.rotate_key(text) is
-'Makes a new version of a key, which encrypts from now on; the older ones still decrypt. p_key_id: null for the tenant''s default key. Returns false
-when another session is busy with the same. See llm.rewrap() for what was encrypted before. Errors: undefined_object.';
-
-
--- security definer: nobody writes the tables of keys himself.
-create function llm.revoke_key(
-    p_key_id text,
-    p_reason text default null
-)
-    returns boolean
-    language plpgsql
-    volatile
-    security definer
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_key llm.data_key := llm._key_of(p_key_id);
-begin
-    update llm.data_keys k
-    set revoked_at = now()
-    where k.tenant_id = v_key.tenant_id
-        and k.key_id = v_key.key_id
-        and k.revoked_at is null;
-    if found then
-        perform llm._note_key_event(v_key.tenant_id, v_key.key_id, 'revoked'::text, jsonb_build_object('reason', p_reason));
-        return true;
-    end if;
-    return false;
-end
-$$;
-
-alter function llm.revoke_key(text, text) owner to llm_owner;
-
-comment on function llm.revoke_key(text, text) is
-'Ends the use of a key: it neither encrypts nor decrypts any more, but by llm.break_glass_decrypt(). p_key_id: null for the tenant''s default key;
-p_reason: for llm.key_events. For llm_admin. Returns false when it was revoked already. Errors: undefined_object.';
-
-
-create function llm._remove_tenant_secret(
-    p_tenant_key uuid
-)
-    returns boolean
-    language plpython3u
-    volatile
-    set search_path = pg_catalog, pg_temp
-as $$
-from pg_llm import key_store
-return key_store.remove_tenant_secret(p_tenant_key)
-$$;
-
-comment on function llm._remove_tenant_secret(uuid) is
-'Destroys a tenant''s secret wherever it is in a key store; returns whether the keys that it helped to wrap are thereby lost.';
-
-
--- security definer: nobody writes the tables of keys himself.
-create function llm.shred_key(
-    p_key_id text default null,
-    p_reason text default null
-)
-    returns llm.shred_receipt
-    language plpgsql
-    volatile
-    security definer
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_receipt llm.shred_receipt;
-    v_key     llm.data_key;
-    v_tenant  text := llm._key_tenant();
-    v_outside boolean := false;
-begin
-    if p_key_id is null then
-        select t.id into v_key.tenant_key_id from llm.tenant_keys t where t.tenant_id = v_tenant and t.shredded_at is null for update;
-        if not found then
-            raise exception 'tenant % has no keys', v_tenant
-                using errcode = 'undefined_object',
-                      hint = 'There is nothing to shred.';
-        end if;
-        update llm.tenant_keys t
-        set wrapped = null,
-            shredded_at = now()
-        where t.tenant_id = v_tenant
-            and t.id = v_key.tenant_key_id;
-    else
-        v_key := llm._key_of(p_key_id);
-    end if;
-
-    with gone as (
-        delete from llm.data_key_versions v
-        using llm.data_keys k
-        where k.tenant_id = v.tenant_id
-            and k.key_id = v.key_id
-            and v.tenant_id = v_tenant
-            and case when p_key_id is null then k.tenant_key_id = v_key.tenant_key_id else k.key_id = v_key.key_id end
-        returning v.key_id
-    )
-    select count(distinct g.key_id), count(*) into v_receipt.keys, v_receipt.versions from gone g;
-
-    -- Last, since no rollback brings it back.
-    if p_key_id is null then
-        v_outside := llm._remove_tenant_secret(v_key.tenant_key_id);
-    end if;
-    v_receipt.tenant_id := v_tenant;
-    v_receipt.key_id := p_key_id;
-    v_receipt.shredded_at := now();
-    v_receipt.in_backups := v_outside;
-    v_receipt.effect := case
-        when v_outside then
-            'At once, in every backup of the database too: the tenant''s secret in the key store is destroyed. Destroy it in backups of the key store.'
-        else 'When no backup, WAL archive or replica from before this moment is left: they still hold the wrapped key.'
-    end;
-    v_receipt.event_id := llm._note_key_event(
-        v_tenant, v_key.key_id, 'shredded'::text, to_jsonb(v_receipt) - 'event_id'::text || jsonb_build_object('reason', p_reason)
-    );
-    return v_receipt;
-end
-$$;
-
-alter function llm.shred_key(text, text) owner to llm_owner;
-
-comment on function llm.shred_key(text, text) is
-'Destroys keys, so that nobody can ever decrypt what they encrypted; a rollback does not bring them back. p_key_id: null for all keys of the tenant, and
-its secret in the key store; p_reason: for llm.key_events. For llm_admin. Returns a receipt that says when that takes effect. New keys are made at the
-next use. Errors: undefined_object when there is no such key.';
-
-
 -- security definer: raising words is not for those who write.
 create function llm._tenant_keys_coherence()
     returns trigger
@@ -590,14 +456,6 @@ comment on function llm._tenant_keys_coherence() is
 
 select llm._grant_execute(
     array['llm_owner'],
-    '_add_tenant_secret', '_remove_tenant_secret', '_key_tenant', '_key_to_cache', '_tenant_key', '_add_key_version', '_note_key_event', '_make_key',
-    '_key_of', '_next_version', '_reserve_uses'
-);
-select llm._grant_execute(
-    array['llm_admin', 'llm_app'],
-    'generate_key', 'rotate_key'
-);
-select llm._grant_execute(
-    array['llm_admin'],
-    'revoke_key', 'shred_key'
+    '_new_key', '_key_start', '_start_of_key', '_add_tenant_secret', '_key_tenant', '_key_to_cache', '_tenant_key', '_add_key_version',
+    '_note_key_event', '_make_key', '_key_of', '_next_version', '_reserve_uses'
 );

@@ -3,7 +3,7 @@
 create table if not exists llm.tenant_keys (
     tenant_id       text not null,
     id              uuid not null,
-    master_version  integer not null references llm.master_keys,
+    master_version  bigint not null references llm.master_keys,
     wrapped         bytea,
     created_at      timestamptz not null default now(),
     wrapped_at      timestamptz not null default now(),
@@ -14,8 +14,8 @@ create table if not exists llm.tenant_keys (
 );
 
 comment on table llm.tenant_keys is
-'The key that wraps a tenant''s data keys, itself wrapped by the master key of this version, and, with a file provider, by the tenant''s own secret in the
-key store. A shredded key is gone for good.';
+'The key that wraps a tenant''s data keys, itself wrapped by the master key of this version, and, with a file provider, by the tenant''s own secret
+in the key store. A shredded key is gone for good.';
 
 create unique index if not exists tenant_keys_in_use on llm.tenant_keys (tenant_id) where shredded_at is null;
 -- "what does the rotation of the master key still have to do"
@@ -43,8 +43,8 @@ create table if not exists llm.data_keys (
 );
 
 comment on table llm.data_keys is
-'Keys for data, and for blind indexes (kind index): version is what encrypts now; versions from min_decryption_version on decrypt; soft_limit uses of a
-version bring the next one, hard_limit uses are the last.';
+'Keys for data, and for blind indexes (kind index): version is what encrypts now; versions from min_decryption_version on decrypt; soft_limit uses of
+a version bring the next one, hard_limit uses are the last.';
 
 -- one default key and one for indexes a tenant
 create unique index if not exists data_keys_by_kind on llm.data_keys (tenant_id, tenant_key_id, kind) where kind <> 'data';
@@ -149,25 +149,3 @@ create or replace trigger coherence_truncate
     before truncate on llm.data_key_versions
     for each statement execute function llm._coherence_truncate();
 alter table llm.data_key_versions enable always trigger coherence_truncate;
-
-create or replace view llm.key_management with (security_invoker = true) as
-select
-    k.tenant_id,
-    k.key_id::text as key_id,
-    k.created_at,
-    k.expires_at,
-    k.revoked_at is null and t.shredded_at is null and exists (select from llm.data_key_versions v where v.tenant_id = k.tenant_id
-                                                               and v.key_id = k.key_id) as active,
-    k.kind,
-    k.key_size,
-    k.version,
-    k.min_decryption_version,
-    k.rotated_at,
-    k.revoked_at
-from llm.data_keys k
-join llm.tenant_keys t on t.tenant_id = k.tenant_id and t.id = k.tenant_key_id;
-
-comment on view llm.key_management is
-'Keys with their lives: active until revoked or shredded; never their material. One row a key of the tenant.';
-
-grant select on llm.key_management to llm_admin, llm_app, llm_reader;

@@ -20,14 +20,16 @@ begin
     return query select * from llm._doctor_storage();
     return query select * from llm._doctor_security();
     return query select * from llm._doctor_partitions();
+    return query select * from llm._doctor_keys();
+    return query select * from llm._doctor_audit();
     return query select * from llm._doctor_python();
     return query select * from llm._doctor_coherence();
 end
 $$;
 
 comment on function llm.doctor() is
-'Checks the installation, one row a check: versions, settings, Python''s paths, storage, row-level security, privileges, caches. A row that is not ok
-says what to do. For llm_admin, llm_auditor and superusers.';
+'Checks the installation, one row a check: versions, settings, Python''s paths, storage, row-level security, privileges, keys, caches. A row that is
+not ok says what to do. For llm_admin, llm_auditor and superusers.';
 
 
 create function llm._doctor_server()
@@ -142,12 +144,12 @@ begin
     join pg_class c on c.oid = t.tgrelid
     where c.relnamespace = 'llm'::regnamespace
         and not t.tgisinternal
-        and t.tgenabled <> case when t.tgname ~ '^(coherence|append_only)' then 'A' else 'O' end;
+        and t.tgenabled <> case when t.tgname ~ '^(coherence|append_only|audit)' then 'A' else 'O' end;
     return query select
         'triggers are enabled',
         v_wrong is null,
         coalesce(v_wrong, 'all'),
-        'Enable them (those named coherence or append_only: ENABLE ALWAYS), or run: select llm.setup(); caches are stale and history has gaps without.';
+        'Enable them (coherence…, append_only…, audit…: ENABLE ALWAYS), or run: select llm.setup(); caches are stale, history has gaps without.';
 
     if to_regclass('llm.tenant_roles') is not null then
         select string_agg(r.role_name, ', ' order by r.role_name)
@@ -372,6 +374,60 @@ comment on function llm._doctor_partitions() is
 'The part of llm.doctor() about partitions.';
 
 
+create function llm._doctor_keys()
+    returns setof llm.check_result
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import key_store
+return key_store.check()
+$$;
+
+comment on function llm._doctor_keys() is
+'The part of llm.doctor() about the master keys and the key store.';
+
+
+create function llm._doctor_audit()
+    returns setof llm.check_result
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_status record;
+begin
+    if to_regclass('llm.audit_seals') is null then
+        return;
+    end if;
+    select * into v_status from llm.audit_seal_status() s;
+    return query select
+        'the audit log is sealed',
+        v_status.waiting_since is null or v_status.waiting_since > now() - interval '1 hour',
+        case
+            when v_status.waiting_rows = 0 then 'no row waits'
+            else format('%s rows wait since %s%s', v_status.waiting_rows, v_status.waiting_since, ', held up by ' || v_status.held_up_by)
+        end,
+        'Run llm.seal_audit() every few minutes; end the transaction that holds it up.'::text;
+    return query select
+        'the audit log is anchored',
+        v_status.anchor_problem is null
+            and (v_status.anchor_path is null
+                 or v_status.entries = coalesce(v_status.anchored, 0)
+                 or v_status.anchored_at > now() - interval '1 day'),
+        coalesce(
+            v_status.anchor_problem,
+            format('%s of %s entries in ', coalesce(v_status.anchored, 0), v_status.entries) || v_status.anchor_path,
+            'no file is set: nothing tells whether the end of the log was cut off'
+        ),
+        'Run llm.anchor_audit() after llm.seal_audit(); as a superuser name its file with llm.set_audit_anchor().'::text;
+end
+$$;
+
+comment on function llm._doctor_audit() is
+'The part of llm.doctor() about the seals of the audit log.';
+
+
 create function llm._doctor_python()
     returns setof llm.check_result
     language plpython3u
@@ -402,5 +458,6 @@ comment on function llm._doctor_coherence() is
 
 select llm._grant_execute(
     array['llm_admin', 'llm_auditor'],
-    'doctor', '_doctor_server', '_doctor_storage', '_doctor_security', '_doctor_partitions', '_doctor_python', '_doctor_coherence'
+    'doctor', '_doctor_server', '_doctor_storage', '_doctor_security', '_doctor_partitions', '_doctor_keys', '_doctor_audit', '_doctor_python',
+    '_doctor_coherence'
 );

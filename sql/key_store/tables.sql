@@ -1,7 +1,7 @@
 -- Where the master keys are, which lie outside the database.
 
 create table if not exists llm.master_keys (
-    version      integer primary key check (version > 0),
+    version      bigint primary key check (version between 1 and 2147483647),
     provider     text not null check (provider in ('file', 'command')),
     location     text check ((provider = 'file') = (location is not null)),
     command      text[] check ((provider = 'command') = (command is not null)),
@@ -25,7 +25,6 @@ grant select on llm.master_keys to llm_admin, llm_auditor;
 create or replace trigger superusers_only
     before insert or update or delete on llm.master_keys
     for each row execute function llm._master_keys_guard();
-alter table llm.master_keys enable always trigger superusers_only;
 
 create or replace trigger coherence
     before insert or update or delete on llm.master_keys

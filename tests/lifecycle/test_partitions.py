@@ -97,4 +97,5 @@ def test_nothing_of_partitions_is_a_member(fresh: Client) -> None:
     )
     assert members == []
     assert fresh.one("select count(*) from pg_depend d join pg_event_trigger t on t.oid = d.objid and d.classid = 'pg_event_trigger'::regclass"
-                     " join pg_extension e on e.oid = d.refobjid where d.deptype = 'e' and e.extname = 'pg_llm'") == 1  # fmt: skip
+                     " join pg_extension e on e.oid = d.refobjid where d.deptype = 'e' and e.extname = 'pg_llm'"
+                     " and t.evtname like 'llm_protect%'") == 1  # fmt: skip

@@ -19,12 +19,20 @@ SAMPLES: dict[str, Any] = {
     "bigint": 1,
     "boolean": True,
     "bytea": b"bytes",
+    "bytea[]": [b"bytes"],
     "integer": 1,
     "interval": timedelta(hours=1),
     "jsonb": '{"a": 1}',
+    "llm.audit_access": None,
+    "llm.audit_analysis": "(,1,{read},,{})",
+    "llm.authentication_event": "login",
+    "llm.encryption": "(,,,)",
+    "llm.security_event": "api_key_used",
+    "llm.security_policy": "({},{aes-256-cbc},256,90,f)",
     "llm.partition_action": "(llm.config,keep,llm.config,,,)",
     "llm.partition_strategy": "(llm.config,tenant_id,monthly,)",
     "name": "auditor",
+    "oid": 1,
     "regclass": "llm.config",
     "text": "probe",
     "text[]": ["probe"],
@@ -37,7 +45,7 @@ SAMPLES: dict[str, Any] = {
 TEXT_TYPES = ("text", "jsonb", "name", "text[]")
 
 #: Functions whose numbers every call changes: only how many rows they give is compared.
-COUNTERS = ("coherence_stats", "_newest_transaction")
+COUNTERS = ("coherence_stats", "_newest_transaction", "_key_start", "_new_key", "_note_key_event")
 
 #: What a call came to: its rows, or the SQLSTATE and message of its error.
 type Outcome = list[tuple[Any, ...]] | tuple[str, str]
@@ -128,16 +136,19 @@ def relations(db: Client, kinds: str = "rpvmS") -> list[str]:
     return [str(name) for name in names]
 
 
-def tenant_tables(db: Client) -> list[str]:
-    """Return the qualified names of the tables whose rows are a tenant's, without partitions."""
+def tenant_tables(db: Client, reader: str | None = None) -> list[str]:
+    """Return the qualified names of the tables whose rows are a tenant's, without partitions; with a role, those that it may read."""
     return db.column(
         """
-        select format('llm.%I', c.relname)
+        select format('llm.%%I', c.relname)
         from pg_class c
         join pg_attribute a on a.attrelid = c.oid and a.attname = 'tenant_id' and not a.attisdropped
         where c.relnamespace = 'llm'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition
+            and (%s::text is null or has_column_privilege(%s::text, c.oid, 'tenant_id', 'select'))
         order by 1
-        """
+        """,
+        reader,
+        reader,
     )
 
 
