@@ -31,6 +31,7 @@ COMMITTING = (
 EXECUTES = {
     "llm._grant_execute": "regprocedures, which print themselves quoted, and roles that only functions.sql chooses",
     "llm._protect_tenant_table": "a regclass, which prints itself quoted, and privileges that only tables.sql chooses",
+    "llm._protect_user_rows": "a regclass, which prints itself quoted",
     "llm._make_partition": "names that format() or a regclass or regrole quotes",
     "llm._make_default_partition": "names that format() or a regclass or regrole quotes",
     "llm._copy_rows": "names that format() or a regclass or regrole quotes; the owner's code runs with the owner's rights",
@@ -73,9 +74,6 @@ FORBIDDEN_TYPES = {
 _SYNONYMS = {"real": "float4", "char": "bpchar", "character": "bpchar", "character varying": "varchar"}
 
 _ERROR = 21  # elog_level of RAISE EXCEPTION
-
-#: What CREATE EXTENSION replaces by the schema of another extension.
-_SCHEMA_OF = re.compile(r"@extschema:\w+@")
 
 _BEFORE_STATEMENT = re.compile(r"(?:\s+|--[^\n]*\n)*")
 _COMMENT_ABOVE = re.compile(r"(?:^--[^\n]*\n)+\Z", re.MULTILINE)

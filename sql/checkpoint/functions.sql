@@ -71,7 +71,7 @@ begin
     );
     missing := array(select u.name from unnest(p_unchanged) u (name) where not channels ? u.name and not p_channels ? u.name);
     for v_each in select c.key, c.value from jsonb_each(p_channels) c loop
-        if jsonb_array_length(v_each.value) > 2 then
+        if jsonb_typeof(v_each.value -> 1) is distinct from 'string' or v_each.value -> 2 is not null then
             v_value := llm._put_channel(v_tenant, v_thread, v_each.value, p_contents[(v_each.value ->> 5)::integer]);
             if v_value is null then
                 missing := missing || v_each.key;

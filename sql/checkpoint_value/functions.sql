@@ -242,7 +242,7 @@ begin
             and p.number = v_number
             and p.digest = v_digest;
     end if;
-    if p_content is null or jsonb_array_length(p_value) <> 7 or v_keep < 0 or v_log is null and v_keep > 0 then
+    if p_content is null or p_value -> 6 is null or v_keep < 0 or v_log is null and v_keep > 0 then
         raise exception 'the value % is not given as it should be', p_value
             using errcode = 'invalid_parameter_value',
                   hint = 'It is [type, base64], or [type, log, number, head, keep, content, digest] where content counts p_contents from 1.';

@@ -21,6 +21,7 @@ SAMPLES: dict[str, Any] = {
     "bytea": b"bytes",
     "bytea[]": [b"bytes"],
     "integer": 1,
+    "integer[]": [1],
     "interval": timedelta(hours=1),
     "jsonb": '{"a": 1}',
     "llm.audit_access": None,
