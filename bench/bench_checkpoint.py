@@ -87,7 +87,7 @@ class Watch:
     def run(self, steps: int) -> dict[str, float]:
         """Run the agent in a new thread, then load its last state some times; return microseconds a step, and a load."""
         self.seconds.clear()
-        config = {"configurable": {"thread_id": str(uuid4())}, "recursion_limit": steps + 10}
+        config: Any = {"configurable": {"thread_id": str(uuid4())}, "recursion_limit": steps + 10}
         start = perf_counter()
         graph(self.saver, steps).invoke({"messages": [HumanMessage("Tell me all.", id=str(uuid4()))], "turns": 0}, config, durability="sync")
         whole = perf_counter() - start

@@ -50,12 +50,6 @@ def app(database: Database) -> Client:
 
 
 @pytest.fixture
-def master_key(database: Database, tmp_path: Path) -> Path:
-    """The key store of the test's database, with a master key: the directory."""
-    return new_key_store(database, tmp_path / "keys")
-
-
-@pytest.fixture
 def acme(app: Client) -> Client:
     """An application's client in the middle of a transaction for tenant acme."""
     return in_tenant(app, "acme")

@@ -23,7 +23,7 @@ def put(client: Client, thread: str, number: int, *, parent: int | None = None, 
     }
     return client.row(
         "select * from llm.put_checkpoint(%s, '', %s, %s, %s, '{}', %s, %s, %s)",
-        thread, str(number), None if parent is None else str(parent), Jsonb({"channel_versions": {**dict.fromkeys(unchanged, 1), **dict.fromkeys(values, 1)}}),
+        thread, str(number), None if parent is None else str(parent), Jsonb({"channel_versions": dict.fromkeys((*unchanged, *values), 1)}),
         Jsonb(channels), contents, list(unchanged),
     )  # fmt: skip
 
@@ -104,7 +104,9 @@ def test_the_same_checkpoint_put_twice_is_stored_once(app: Client, db: Client) -
     assert db.one("select count(*) from llm.checkpoint_pieces") == 2
 
 
-@pytest.mark.parametrize("channels", ['{"c": 1}', '{"c": ["bytes"]}', '{"c": ["bytes", null, null, "", 0, 9, null]}', '{"c": ["bytes", null, null, "", 5, 1, null]}'])
+@pytest.mark.parametrize(
+    "channels", ['{"c": 1}', '{"c": ["bytes"]}', '{"c": ["bytes", null, null, "", 0, 9, null]}', '{"c": ["bytes", null, null, "", 5, 1, null]}']
+)
 def test_a_malformed_value_is_refused(app: Client, channels: str) -> None:
     with raises(InvalidParameterValue, "is not given as it should be", hint="base64"), app.tenant("a"):
         app.run("select llm.put_checkpoint('t', '', '1', null, '{}', '{}', %s, %s)", channels, [LONG])

@@ -16,9 +16,7 @@ def ids(client: Client, thread: str) -> list[str]:
 
 def frame(client: Client, namespace: str, number: str, parent: str | None, metadata: object, channels: object = None) -> None:
     """Put a checkpoint of thread t that has small values only."""
-    client.run(
-        "select llm.put_checkpoint('t', %s, %s, %s, '{}', %s, %s)", namespace, number, parent, Jsonb(metadata), Jsonb(channels or {})
-    )
+    client.run("select llm.put_checkpoint('t', %s, %s, %s, '{}', %s, %s)", namespace, number, parent, Jsonb(metadata), Jsonb(channels or {}))
 
 
 def test_a_copy_is_a_thread_of_its_own(app: Client, db: Client) -> None:
@@ -30,7 +28,7 @@ def test_a_copy_is_a_thread_of_its_own(app: Client, db: Client) -> None:
         app.run("select llm.delete_checkpoint_thread('t')")
         assert contents(app, "copy", 2) == [LONG + b"more"]
         assert contents(app, "copy", 3) == [LONG + b"other"]
-        with raises(DuplicateObject, "thread copy is there already", hint="delete that one first"):
+        with raises(DuplicateObject, "thread copy is there already", hint="delete that one first"), app.transaction():
             app.run("select llm.copy_checkpoint_thread('copy', 'copy')")
     with raises(NoDataFound, "thread t does not exist", hint="first checkpoint"), app.tenant("a"):
         app.run("select llm.copy_checkpoint_thread('t', 'u')")

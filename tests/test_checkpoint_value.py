@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import psycopg
 import pytest
 from psycopg.errors import InsufficientPrivilege
 
@@ -25,11 +24,10 @@ def test_equal_contents_are_stored_once_a_tenant(app: Client, db: Client) -> Non
 def test_a_rollback_leaves_references_as_they_were(app: Client, db: Client) -> None:
     with app.tenant("a"):
         put(app, "t", 1, one=LONG)
-    with app.transaction() as transaction:
+    with app.connection.transaction(force_rollback=True):
         app.run("select llm.set_tenant('a')")
         put(app, "t", 2, one=LONG, two=b"other" * 1_000)
         app.run("select llm.delete_checkpoint_thread('t')")
-        raise psycopg.Rollback(transaction)
     assert db.rows(REFS) == [("a", 1)]
     assert db.rows("select * from llm.verify_checkpoints()") == []
 
@@ -64,14 +62,14 @@ def test_threads_begun_and_deleted_at_once_leave_no_reference_behind(database: D
         )
         select stored from put
     """
+    delete = "select llm.delete_checkpoint_thread(case when t is not null then own.thread end) from own, llm.set_tenant('a') t"
     for _ in range(5):
         assert at_once(clients, statement) == [True] * 8
-        at_once(
-            clients[:4],
-            "select llm.delete_checkpoint_thread(case when t is not null then own.thread end) from own, llm.set_tenant('a') t",
-        )
+        assert at_once(clients[:4], delete) == [True] * 4
         assert db.rows(REFS) == [("a", 4)]
         assert db.rows("select * from llm.verify_checkpoints()") == []
+        assert at_once(clients[4:], delete) == [True] * 4
+        assert db.rows(REFS) == []
 
 
 def test_a_crash_leaves_references_right(own_cluster: Cluster) -> None:
@@ -85,10 +83,12 @@ def test_a_crash_leaves_references_right(own_cluster: Cluster) -> None:
     put(other, "u", 1, one=LONG, two=b"other" * 1_000)
     other.run("select llm.delete_checkpoint_thread('t')")
     own_cluster.crash()
+    database.close()
     own_cluster.start()
-    db = Database(own_cluster, "crashed").client()
+    db = database.client()
     assert db.rows(REFS) == [("a", 1)]
     assert db.rows("select * from llm.verify_checkpoints()") == []
+    database.close()
 
 
 def test_wrong_counts_and_contents_are_found(app: Client, db: Client) -> None:

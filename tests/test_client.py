@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
 from uuid import UUID, uuid4
 
@@ -26,6 +29,7 @@ from psycopg.errors import CheckViolation, InsufficientPrivilege, ObjectNotInPre
 from pg_llm_client import PgLlmChatMessageHistory, PgLlmSaver
 from pg_llm_client import text as client_text
 from tests.support import Client, Database, raises
+from tools.cluster import ROOT
 
 USER = UUID(int=1)
 
@@ -57,7 +61,7 @@ def put(saver: PgLlmSaver, config: Any, **values: Any) -> Any:
     """Store a checkpoint in which all these values are new, and return its configuration."""
     versions = dict.fromkeys(values, saver.get_next_version(None, None))
     checkpoint = empty_checkpoint() | {"channel_values": values, "channel_versions": versions}
-    return saver.put(config, checkpoint, {"source": "loop", "step": 1}, versions)  # type: ignore[arg-type]
+    return saver.put(config, checkpoint, {"source": "loop", "step": 1}, versions)
 
 
 def values(saver: PgLlmSaver, config: Any) -> dict[str, Any]:
@@ -243,7 +247,7 @@ def test_a_value_that_the_parent_lost_is_sent_again(saver: PgLlmSaver, db: Clien
     config = put(saver, of("t"), kept=["x" * 300])
     saver.delete_thread("t")
     checkpoint = empty_checkpoint() | {"channel_values": {"kept": ["x" * 300]}, "channel_versions": {"kept": 1}}
-    config = saver.put(config, checkpoint, {}, {})  # type: ignore[arg-type]
+    config = saver.put(config, checkpoint, {}, {})
     assert values(saver, config) == {"kept": ["x" * 300]}
 
 
@@ -402,7 +406,7 @@ def test_a_chat_history_keeps_messages_exactly(database: Database) -> None:
     history.messages = wanted[:1]
     assert history.messages == wanted[:1]
     with pytest.raises(ValueError, match="has no place in a conversation"):
-        history.add_messages([wanted[0], ChatMessage("x", role="other")])
+        history.add_messages([wanted[0], ChatMessage(content="x", role="other")])
     assert history.messages == wanted[:1]
 
 
@@ -418,3 +422,32 @@ def test_a_chat_history_is_asynchronous_too(database: Database) -> None:
             return found
 
     assert asyncio.run(run()) == [HumanMessage("hello")]
+
+
+def test_the_python_of_the_page_runs(database: Database) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/client.md").read_text(), re.DOTALL | re.MULTILINE)
+    names = {"DSN": database.cluster.dsn(database.name, "app")}
+    exec("\n".join(blocks), names)  # noqa: S102 - our own page
+    names["connection"].close()  # type: ignore[attr-defined]
+
+
+def test_the_client_is_built_as_a_wheel(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+        "-w",
+        tmp_path,
+        ROOT / "python/pg_llm_client",
+    ]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("pg_llm_client-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {
+        f"pg_llm_client/{name}" for name in ("__init__.py", "py.typed", "saver.py", "history.py", "connection.py", "values.py", "text.py")
+    } <= set(names)

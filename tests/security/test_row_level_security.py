@@ -29,7 +29,8 @@ ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
     "llm.checkpoint_pieces": lambda tenant: {"thread_no": 1, "log_id": KEY, "number": 1, "ends_at": 1, "digest": bytes(16), "content": b"x"},
     "llm.checkpoint_threads": lambda tenant: {"thread_id": f"secret of {tenant}"},
     "llm.checkpoint_writes": lambda tenant: {
-        "thread_no": 1, "checkpoint_ns": "", "checkpoint_id": "c", "task_id": "t", "idx": 0, "task_path": "", "channel": "c", "type": "t", "content": b"x"
+        "thread_no": 1, "checkpoint_ns": "", "checkpoint_id": "c", "task_id": "t", "idx": 0, "task_path": "", "channel": "c", "type": "t",
+        "content": b"x",
     },
     "llm.checkpoints": lambda tenant: {
         "thread_no": 1, "checkpoint_ns": "", "checkpoint_id": "c", "checkpoint": Jsonb(1), "metadata": Jsonb({}), "channels": Jsonb({})

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from .history import PgLlmChatMessageHistory
     from .saver import PgLlmSaver
 
-__version__ = "0.1.0"
-
 __all__ = ["PgLlmChatMessageHistory", "PgLlmSaver"]
 
 _MODULES = {"PgLlmChatMessageHistory": "history", "PgLlmSaver": "saver"}

@@ -115,7 +115,8 @@ class Server:
             after = "u is not null"
         first, *others = casts.split(", ")
         sources.append(f"llm.{function}({', '.join([_when(after, f'%s::{first}'), *(f'%s::{cast}' for cast in others)])}) r")
-        return f"select {columns} from {' cross join lateral '.join(sources)}".encode(), [*whom, *arguments]
+        statement = f"select {columns} from {' cross join lateral '.join(sources)}"  # noqa: S608 - of constants of this package
+        return statement.encode(), [*whom, *arguments]
 
 
 def _when(condition: str, expression: str) -> str:

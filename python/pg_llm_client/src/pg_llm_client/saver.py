@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 PAGE = 50
 
 _TUPLE = (
-    "r.thread_id, r.checkpoint_ns, r.checkpoint_id, r.parent_checkpoint_id, r.checkpoint::text, r.metadata::text, r.channels::text, r.known, r.contents,"
-    " r.write_tasks, r.write_channels, r.write_types, r.write_contents"
+    "r.thread_id, r.checkpoint_ns, r.checkpoint_id, r.parent_checkpoint_id, r.checkpoint::text, r.metadata::text, r.channels::text, r.known,"
+    " r.contents, r.write_tasks, r.write_channels, r.write_types, r.write_contents"
 )
 
 
@@ -263,7 +263,7 @@ class PgLlmSaver(BaseCheckpointSaver[Any]):
                 values[channel], known[channel] = loaded(stored, *next(parts), before.get(channel), self.serde.loads_typed)
         return CheckpointTuple(
             config=_config(thread, namespace, id_),
-            checkpoint={**text.loads(frame), "id": id_, "channel_values": values},
+            checkpoint=text.loads(frame) | {"id": id_, "channel_values": values},
             metadata=text.loads(metadata),
             parent_config=_config(thread, namespace, parent) if parent else None,
             pending_writes=[

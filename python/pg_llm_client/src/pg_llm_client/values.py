@@ -41,7 +41,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Copies:
-    """The first messages of a list, `count` in `size` bytes of its body, as pickles of what they were loaded as: that is copied faster than loaded."""
+    """The first messages of a list, `count` in `size` bytes of its body, as pickles of what was loaded: copying is faster than loading."""
 
     parts: tuple[bytes, ...] = ()
     count: int = 0
