@@ -16,6 +16,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
+from psycopg.rows import dict_row
 
 from bench.support import AtLeast, database, fact, kept, line, one, title
 from pg_llm_client import PgLlmSaver
@@ -108,10 +109,13 @@ def size(connection: psycopg.Connection, tables: tuple[str, ...]) -> int:
 def run(cluster: Cluster, *, quick: bool) -> None:
     """Run all parts."""
     steps, rounds = (60, 3) if quick else (STEPS, 7)
-    with database(cluster, "checkpoint") as superuser, cluster.connect("checkpoint") as peer, cluster.connect("checkpoint", "app") as app:
+    with (
+        database(cluster, "checkpoint") as superuser,
+        psycopg.Connection.connect(cluster.dsn("checkpoint"), autocommit=True, prepare_threshold=0, row_factory=dict_row) as peer,
+        cluster.connect("checkpoint", "app") as app,
+    ):
         superuser.execute("grant llm_app to app")
         PostgresSaver(peer).setup()
-        peer.prepare_threshold = 0
         app.prepare_threshold = 0
         ours, theirs = Watch(PgLlmSaver(app, tenant="acme")), Watch(PostgresSaver(peer))
         before = size(superuser, OURS), size(superuser, THEIRS)

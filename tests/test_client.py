@@ -91,7 +91,7 @@ def counted_right(db: Client) -> bool:
 
 def test_the_saver_conforms_to_langgraphs_own_suite(database: Database) -> None:
     @checkpointer_test(name="PgLlmSaver")
-    async def saver() -> AsyncGenerator[BaseCheckpointSaver]:
+    async def saver() -> AsyncGenerator[BaseCheckpointSaver[Any]]:
         dsn = database.cluster.dsn(database.name, "app")
         async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
             yield PgLlmSaver(connection, tenant="a")
@@ -442,8 +442,8 @@ def test_the_client_is_built_as_a_wheel(tmp_path: Path) -> None:
         "--no-index",
         "--no-build-isolation",
         "-w",
-        tmp_path,
-        ROOT / "python/pg_llm_client",
+        str(tmp_path),
+        str(ROOT / "python/pg_llm_client"),
     ]
     subprocess.run(command, check=True)
     (wheel,) = tmp_path.glob("pg_llm_client-*.whl")

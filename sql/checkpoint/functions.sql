@@ -16,7 +16,8 @@ create type llm.checkpoint as (
 
 comment on type llm.checkpoint is
 'A checkpoint with its values and pending writes: channels as in llm.checkpoints; contents: the values of those that are in logs, in the order of
-channels, each from after the piece with the number in known (0: all of it); write_…: the pending writes, in the order in which LangGraph applies them.';
+channels, each from after the piece with the number in known (0: all of it); write_…: the pending writes, in the order in which LangGraph applies
+them.';
 
 
 -- Writing
@@ -99,11 +100,12 @@ $$;
 alter function llm.put_checkpoint(text, text, text, text, jsonb, jsonb, jsonb, bytea[], text[]) owner to llm_owner;
 
 comment on function llm.put_checkpoint(text, text, text, text, jsonb, jsonb, jsonb, bytea[], text[]) is
-'Stores a checkpoint, or stores it anew. p_parent_id: the checkpoint that it follows, or null; p_checkpoint: LangGraph''s, without the values of channels;
-p_channels: the values that changed, by channel: [type, base64], or for larger ones [type, log, number, head, keep, content, digest]: a head (base64), the
-first keep bytes of the value that log has up to number, with that digest, then element content of p_contents, counted from 1; log null begins a value. Other channels are the parent''s while their
-version is. p_unchanged: channels that must be. Returns stored, false when a channel is missing: nothing is stored then, call again with the whole
-values of those; channels: as stored. Errors: object_not_in_prerequisite_state, insufficient_privilege for a thread of another user, invalid_parameter_value.';
+'Stores a checkpoint, or stores it anew. p_parent_id: the checkpoint that it follows, or null; p_checkpoint: LangGraph''s, without the values of
+channels; p_channels: the values that changed, by channel: [type, base64], or for larger ones [type, log, number, head, keep, content, digest]: a
+head (base64), the first keep bytes of the value that log has up to number, with that digest, then element content of p_contents, counted from 1;
+log null begins a value. Other channels are the parent''s while their version is. p_unchanged: channels that must be. Returns stored, false when a
+channel is missing: nothing is stored then, call again with the whole values of those; channels: as stored. Errors:
+object_not_in_prerequisite_state, insufficient_privilege for a thread of another user, invalid_parameter_value.';
 
 
 -- security definer: as llm.put_checkpoint().
@@ -181,8 +183,8 @@ $$;
 alter function llm.put_checkpoint_writes(text, text, text, text, text, integer[], text[], text[], bytea[]) owner to llm_owner;
 
 comment on function llm.put_checkpoint_writes(text, text, text, text, text, integer[], text[], text[], bytea[]) is
-'Stores pending writes of a task, whose checkpoint may still be on its way. p_indexes: the place of each; a second write at the same place is passed over,
-at a negative one (error, scheduled, interrupt, resume) it replaces the first. Returns how many were stored. Errors: as llm.put_checkpoint.';
+'Stores pending writes of a task, whose checkpoint may still be on its way. p_indexes: the place of each; a second write at the same place is passed
+over, at a negative one (error, scheduled, interrupt, resume) it replaces the first. Returns how many were stored. Errors: as llm.put_checkpoint.';
 
 
 -- Reading
@@ -279,9 +281,9 @@ $$;
 alter function llm.get_checkpoint(text, text, text, jsonb) owner to llm_owner;
 
 comment on function llm.get_checkpoint(text, text, text, jsonb) is
-'A checkpoint of a thread: the one of that id, by default the latest; no row when there is none, or when the thread is another user''s. p_known: values that
-the caller has, by channel: [log, number, digest]; of what begins with such a value only the rest is returned.
-Errors: object_not_in_prerequisite_state; data_corrupted when a value is not whole.';
+'A checkpoint of a thread: the one of that id, by default the latest; no row when there is none, or when the thread is another user''s. p_known:
+values that the caller has, by channel: [log, number, digest]; of what begins with such a value only the rest is returned. Errors:
+object_not_in_prerequisite_state; data_corrupted when a value is not whole.';
 
 
 -- security definer: as llm.put_checkpoint().

@@ -41,8 +41,8 @@ create table if not exists llm.checkpoint_writes (
 );
 
 comment on table llm.checkpoint_writes is
-'Pending writes: what tasks of a checkpoint''s next step wrote before that step ended; idx is negative for errors, interrupts and the like. They may come
-before their checkpoint does.';
+'Pending writes: what tasks of a checkpoint''s next step wrote before that step ended; idx is negative for errors, interrupts and the like. They may
+come before their checkpoint does.';
 
 -- "what has this content": asked by the foreign key when it goes
 create index if not exists checkpoint_writes_by_hash on llm.checkpoint_writes (tenant_id, hash) where hash is not null;

@@ -186,7 +186,11 @@ begin
         kept as (
             select
                 c.checkpoint_ns as ns, c.checkpoint_id as id, c.parent_checkpoint_id as parent, c.metadata -> 'parents' ->> '' as root,
-                array(select d.name from jsonb_object_keys(c.metadata -> 'counters_since_delta_snapshot') d (name) where not c.channels ? d.name) as needs
+                array(
+                    select d.name
+                    from jsonb_object_keys(c.metadata -> 'counters_since_delta_snapshot') d (name)
+                    where not c.channels ? d.name
+                ) as needs
             from latest l
             join llm.checkpoints c
                 on c.tenant_id = p_tenant
@@ -194,7 +198,9 @@ begin
                 and c.checkpoint_ns = l.ns
                 and c.checkpoint_id = l.id
             union all
-            select p.checkpoint_ns, p.checkpoint_id, p.parent_checkpoint_id, k.root, array(select d.name from unnest(k.needs) d (name) where not p.channels ? d.name)
+            select
+                p.checkpoint_ns, p.checkpoint_id, p.parent_checkpoint_id, k.root,
+                array(select d.name from unnest(k.needs) d (name) where not p.channels ? d.name)
             from kept k
             join llm.checkpoints p
                 on p.tenant_id = p_tenant
@@ -305,9 +311,9 @@ $$;
 alter function llm.prune_checkpoints(text[], text) owner to llm_owner;
 
 comment on function llm.prune_checkpoints(text[], text) is
-'Deletes checkpoints of threads, with their writes and values, and returns how many. p_strategy: keep_latest leaves the latest of each namespace, with
-the ancestors that its delta channels need; calls of subgraphs go with their root checkpoint. delete leaves nothing. Threads that do not exist count 0.
-Errors: invalid_parameter_value for another strategy; object_not_in_prerequisite_state when no tenant is set.';
+'Deletes checkpoints of threads, with their writes and values, and returns how many. p_strategy: keep_latest leaves the latest of each namespace,
+with the ancestors that its delta channels need; calls of subgraphs go with their root checkpoint. delete leaves nothing. Threads that do not exist
+count 0. Errors: invalid_parameter_value for another strategy; object_not_in_prerequisite_state when no tenant is set.';
 
 
 -- security definer: as llm.put_checkpoint().
@@ -370,8 +376,8 @@ $$;
 alter function llm.delete_checkpoint_runs(text[]) owner to llm_owner;
 
 comment on function llm.delete_checkpoint_runs(text[]) is
-'Deletes the checkpoints that these runs made (run_id in their metadata), with their writes, and returns how many. Later checkpoints keep their values;
-but a delta channel of theirs loses what these writes were to it. Errors: object_not_in_prerequisite_state when no tenant is set.';
+'Deletes the checkpoints that these runs made (run_id in their metadata), with their writes, and returns how many. Later checkpoints keep their
+values; but a delta channel of theirs loses what these writes were to it. Errors: object_not_in_prerequisite_state when no tenant is set.';
 
 
 -- security definer: as llm.put_checkpoint().
@@ -418,8 +424,8 @@ $$;
 alter function llm.checkpoint_usage(text) owner to llm_owner;
 
 comment on function llm.checkpoint_usage(text) is
-'What threads hold: piece_bytes are stored for their values, value_bytes would be if each checkpoint stored its own. Of small values, which checkpoints hold
-themselves, neither tells. p_thread_id: one thread, null for all. Errors: object_not_in_prerequisite_state when no tenant is set.';
+'What threads hold: piece_bytes are stored for their values, value_bytes would be if each checkpoint stored its own. Of small values, which
+checkpoints hold themselves, neither tells. p_thread_id: one thread, null for all. Errors: object_not_in_prerequisite_state when no tenant is set.';
 
 
 create function llm.verify_checkpoints()
@@ -449,7 +455,8 @@ end
 $$;
 
 comment on function llm.verify_checkpoints() is
-'Contents whose references are not as many as counted, or whose hash is not theirs: no row when all is well. Of the current tenant; for a superuser of all.';
+'Contents whose references are not as many as counted, or whose hash is not theirs: no row when all is well. Of the current tenant; for a superuser
+of all.';
 
 
 select llm._grant_execute(

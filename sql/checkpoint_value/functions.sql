@@ -103,7 +103,7 @@ begin
         v_number := v_first - 1;
     end loop;
     if octet_length(v_content) is distinct from v_size or v_content is null then
-        raise exception 'a value of a checkpoint has % of its % bytes', coalesce(octet_length(v_content), 0), coalesce(v_size, 0)
+        raise exception 'a checkpoint''s value is not whole: it has % of % bytes', coalesce(octet_length(v_content), 0), coalesce(v_size, 0)
             using errcode = 'data_corrupted',
                   detail = format('Tenant %s, thread number %s, log %s, piece %s.', p_tenant, p_thread, p_log, p_number),
                   hint = 'Rows of llm.checkpoint_pieces are gone: restore them from a backup, or use another checkpoint of the thread.';

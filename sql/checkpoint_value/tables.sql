@@ -49,9 +49,9 @@ create table if not exists llm.checkpoint_pieces (
 );
 
 comment on table llm.checkpoint_pieces is
-'Values of channels, piece by piece: what a step appended is one piece, which all later values share. A piece never changes. The first one of a log that
-branches off another has its base_log, and the next number there. ends_at and digest are of the value up to here (digest: of the digest before, and of this
-content); content: itself, or by hash in llm.checkpoint_blobs.';
+'Values of channels, piece by piece: what a step appended is one piece, which all later values share. A piece never changes. The first one of a log
+that branches off another has its base_log, and the next number there. ends_at and digest are of the value up to here (digest: of the digest before,
+and of this content); content: itself, or by hash in llm.checkpoint_blobs.';
 
 -- "what has this content": asked by the foreign key when it goes
 create index if not exists checkpoint_pieces_by_hash on llm.checkpoint_pieces (tenant_id, hash) where hash is not null;
