@@ -22,6 +22,7 @@ SAMPLES: dict[str, Any] = {
     "bytea[]": [b"bytes"],
     "inet": "192.0.2.1",
     "integer": 1,
+    "integer[]": [1],
     "interval": timedelta(hours=1),
     "jsonb": '{"a": 1}',
     "llm.audit_access": None,

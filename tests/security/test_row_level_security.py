@@ -28,6 +28,16 @@ ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
     "llm.sensitive_log": lambda tenant: {
         "audit_log_id": 1, "audit_timestamp": datetime(2026, 1, 1, tzinfo=UTC), "encrypted_details": b"x", "access_level": f"secret of {tenant}"
     },
+    "llm.checkpoint_blobs": lambda tenant: {"hash": bytes(32), "refs": 1, "content": b"secret of " + tenant.encode()},
+    "llm.checkpoint_pieces": lambda tenant: {"thread_no": 1, "log_id": KEY, "number": 1, "ends_at": 1, "digest": bytes(16), "content": b"x"},
+    "llm.checkpoint_threads": lambda tenant: {"thread_id": f"secret of {tenant}"},
+    "llm.checkpoint_writes": lambda tenant: {
+        "thread_no": 1, "checkpoint_ns": "", "checkpoint_id": "c", "task_id": "t", "idx": 0, "task_path": "", "channel": "c", "type": "t",
+        "content": b"x",
+    },
+    "llm.checkpoints": lambda tenant: {
+        "thread_no": 1, "checkpoint_ns": "", "checkpoint_id": "c", "checkpoint": Jsonb(1), "metadata": Jsonb({}), "channels": Jsonb({})
+    },
     "llm.config": lambda tenant: {"key": "k", "value": Jsonb(f"secret of {tenant}")},
     "llm.config_history": lambda tenant: {
         "key": "in history only", "value": Jsonb(f"secret of {tenant}"), "version": 1, "operation": "insert", "changed_by": "somebody"
