@@ -182,9 +182,10 @@ def test_what_nobody_registered_is_found(admin: Client, db: Client) -> None:
 def test_what_a_registered_table_holds_elsewhere_is_found(admin: Client, database: Database) -> None:
     with database.client("app").tenant("acme") as app:
         app.run("select llm.remember('agent', 'helper', 'friend of', %s, p_user_id => %s)", Jsonb(f"see {ANNE}"), BOB)
+        app.run("select llm.remember('agent', 'helper', 'friend of a friend', %s)", Jsonb(f"see {ANNE}"))
     with admin.tenant("acme"):
         receipt = {row[0]: row[1:] for row in admin.rows(FORGET, ANNE)}
-    assert receipt["llm.memories"] == ("delete", 4, 1, ["content", "value"])
+    assert receipt["llm.memories"] == ("delete", 4, 2, ["content", "value"])
 
 
 def test_a_user_of_another_tenant_or_nobody_is_not_found(admin: Client, everything: Callable[[], dict[str, list[str]]]) -> None:

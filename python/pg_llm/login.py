@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 
-from .kdf import compare_digest, digest, urandom
+from .secret import compare_digest, digest, urandom
 
 #: Seconds that a code is valid for, and its digits: what every authenticator takes for granted.
 PERIOD = 30

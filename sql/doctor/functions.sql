@@ -86,7 +86,9 @@ begin
             e.extversion is not null and string_to_array(e.extversion, '.')::integer[] >= string_to_array(r.minimum, '.')::integer[],
             coalesce('version ' || e.extversion, 'not installed') || ', at least ' || r.minimum || ' is needed',
             format('Install a newer package, then run: alter extension %I update;', r.name)
-        from (values ('vector', '0.8'), ('pg_partman', '5'), ('pgcrypto', '1.3'), ('pg_trgm', '1.6'), ('btree_gist', '1.7'), ('plpython3u', '1.0')) r (name, minimum)
+        from (
+            values ('vector', '0.8'), ('pg_partman', '5'), ('pgcrypto', '1.3'), ('pg_trgm', '1.6'), ('btree_gist', '1.7'), ('plpython3u', '1.0')
+        ) r (name, minimum)
         left join pg_extension e on e.extname = r.name;
 end
 $$;

@@ -38,7 +38,6 @@ SAMPLES: dict[str, Any] = {
     "oid": 1,
     "regclass": "llm.config",
     "double precision": 1.0,
-    "uuid[]": [UUID(int=7)],
     "tsquery": "probe",
     "text": "probe",
     "text[]": ["probe"],
