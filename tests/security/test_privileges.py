@@ -147,4 +147,7 @@ def test_no_function_but_the_reviewed_runs_as_its_owner(db: Client) -> None:
         "break_glass_decrypt", "decrypt_data", "encrypt_data", "generate_key", "invalidate_config_cache", "revoke_key", "rewrap_value", "rotate_key",
         "save_config", "shred_key",
         "_audit_leaves", "_audit_partition_may_go", "anchor_audit", "audit_seal_status", "seal_audit", "verify_audit",
+        "set_password", "authenticate", "unlock_user", "login_state", "enroll_mfa", "confirm_mfa", "remove_mfa", "delete_user", "verify_user_api_key",
+        "resume_session", "expire_sessions",
+        "forget_user", "personal_key",
     }  # fmt: skip
