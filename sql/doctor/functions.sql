@@ -206,6 +206,11 @@ begin
         from llm._storage_scripts() s
         cross join regexp_matches(s.script, '_protect_tenant_table\(''(llm\.\w+)''', 'g') m
         where s.kind = 'tables'
+        union
+        select m[1], 'user_isolation'
+        from llm._storage_scripts() s
+        cross join regexp_matches(s.script, '_protect_user_rows\(''(llm\.\w+)''', 'g') m
+        where s.kind = 'tables'
     ),
     present as (
         select p.polrelid::regclass::text as relation, p.polname::text as policy

@@ -56,8 +56,9 @@ create function llm._protect_user_rows(
 as $$
 begin
     execute format('drop policy if exists user_isolation on %s', p_table);
-    execute format('create policy user_isolation on %s as restrictive using ((select llm.current_user_id()) is null'
-                   ' or user_id = (select llm.current_user_id()))', p_table);
+    execute format('create policy user_isolation on %s as restrictive'
+                   ' using ((select llm.current_user_id()) is null or user_id = (select llm.current_user_id()))'
+                   ' with check ((select llm.current_user_id()) is null or user_id = (select llm.current_user_id()))', p_table);
 end
 $$;
 

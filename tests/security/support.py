@@ -147,7 +147,7 @@ def tenant_tables(db: Client, reader: str | None = None) -> list[str]:
         from pg_class c
         join pg_attribute a on a.attrelid = c.oid and a.attname = 'tenant_id' and not a.attisdropped
         where c.relnamespace = 'llm'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition
-            and (%s::text is null or has_column_privilege(%s::text, c.oid, 'tenant_id', 'select'))
+            and (%s::text is null or has_column_privilege(%s::text, c.oid, a.attnum, 'select'))
         order by 1
         """,
         reader,

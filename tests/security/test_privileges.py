@@ -147,4 +147,8 @@ def test_no_function_but_the_reviewed_runs_as_its_owner(db: Client) -> None:
         "break_glass_decrypt", "decrypt_data", "encrypt_data", "generate_key", "invalidate_config_cache", "revoke_key", "rewrap_value", "rotate_key",
         "save_config", "shred_key",
         "_audit_leaves", "_audit_partition_may_go", "anchor_audit", "audit_seal_status", "seal_audit", "verify_audit",
+        "_append_messages", "_appended_before", "_find_messages", "_index_message_again", "_lock_message", "_refuse_other_messages", "append_message",
+        "create_conversation", "create_conversations", "delete_conversation", "delete_message", "edit_message", "fork_conversation", "get_messages",
+        "index_messages", "pin_message", "purge_conversations", "rate_message", "restore_conversation", "save_summary", "select_branch",
+        "update_conversation", "update_message",
     }  # fmt: skip
