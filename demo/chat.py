@@ -102,7 +102,7 @@ def branch(stage: Stage, connection: psycopg.Connection, conversation: UUID) -> 
 def look_up(stage: Stage, connection: psycopg.Connection, conversation: UUID) -> None:
     """Search, before and after the index is there."""
     stage.scene("Found at once, whether the index has come to it or not")
-    query = '"row-level security" policy'
+    query = '"never stale" or "coherent cache"'
     with stage.step("select llm.search_messages(…), not indexed") as step:
         before = rows(connection, "select seq, headline from llm.search_messages(%s, %s, 3)", query, conversation)
         step.result = f"{len(before)} messages"

@@ -78,7 +78,8 @@ def test_pages_go_through_branches_both_ways(bound: Client, conversation: UUID) 
     add(bound, conversation, "hij")
     whole = "abcdfhij"
     assert said(bound, conversation) == whole
-    pages, before = [], None
+    pages: list[str] = []
+    before = None
     while page := bound.rows("select seq, content #>> '{}' from llm.get_messages(%s, p_before => %s, p_limit => 3)", conversation, before):
         pages.insert(0, "".join(content for _, content in page))
         before = page[0][0]

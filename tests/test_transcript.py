@@ -86,7 +86,7 @@ def test_what_is_imported_is_exported_exactly(bound: Client, shape: str) -> None
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("frame", [{"model": "m", "temperature": 0.10}, {}, None])
 def test_what_is_around_the_messages_comes_back(bound: Client, shape: str, frame: dict[str, Any] | None) -> None:
-    messages: Any = SHAPES[shape]["messages"] if shape == "anthropic" else SHAPES[shape]  # type: ignore[index, call-overload]
+    messages: Any = SHAPES[shape]["messages"] if shape == "anthropic" else SHAPES[shape]  # type: ignore[index]
     document = messages if frame is None else frame | {"messages": messages}
     conversation = imported(bound, document, shape)
     assert json.loads(exported(bound, conversation, shape)) == document

@@ -46,6 +46,8 @@ ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
     "llm.messages": lambda tenant: {
         "conversation_id": UUID(int=1), "seq": 1, "message_id": UUID(int=2), "role": "user", "content": Jsonb(f"secret of {tenant}")
     },
+    "llm.message_index": lambda tenant: {"search": f"'secret' 'of' '{tenant}'", "message_id": UUID(int=2)},
+    "llm.message_queue": lambda tenant: {"conversation_id": UUID(int=1)},
     "llm.branches": lambda tenant: {"conversation_id": UUID(int=1), "branch": 1, "parent_branch": 0, "forked_at": 0, "name": f"secret of {tenant}"},
     "llm.summaries": lambda tenant: {"conversation_id": UUID(int=1), "branch": 0, "upto": 1, "summary": f"secret of {tenant}"},
     "llm.data_key_versions": lambda tenant: {"key_id": KEY, "version": 1, "wrapped": b"secret of " + tenant.encode()},
