@@ -140,7 +140,7 @@ def size(connection: psycopg.Connection, tables: tuple[str, ...]) -> int:
 
 def run(cluster: Cluster, *, quick: bool) -> None:
     """Run all parts."""
-    steps, rounds = (60, 3) if quick else (STEPS, 7)
+    steps, rounds = STEPS, 2 if quick else 7
     with (
         database(cluster, "checkpoint") as superuser,
         psycopg.Connection.connect(cluster.dsn("checkpoint"), autocommit=True, prepare_threshold=0, row_factory=dict_row) as peer,
