@@ -115,8 +115,10 @@ def test_a_malformed_value_is_refused(app: Client, channels: str) -> None:
 def test_a_value_of_which_pieces_are_gone_is_not_returned(app: Client, db: Client) -> None:
     with app.tenant("a"):
         _, channels, _ = put(app, "t", 1, one=LONG)
-        put(app, "t", 2, one=(after(channels, "one", 5_000), b"more"))
+        _, channels, _ = put(app, "t", 2, one=(after(channels, "one", 5_000), b"more"))
     db.run("delete from llm.checkpoint_pieces where number = 1")
+    with raises(psycopg.errors.DataCorrupted, "of a checkpoint ends before byte 100", hint="backup"), app.tenant("a"):
+        put(app, "t", 3, one=(after(channels, "one", 100), b"x"))
     with raises(psycopg.errors.DataCorrupted, "value is not whole: it has 4 of 5004 bytes", detail="Tenant a", hint="backup"), app.tenant("a"):
         contents(app, "t", 2)
 

@@ -89,7 +89,7 @@ begin
             and p.thread_no = p_thread
             and p.log_id = v_log
             and p.number <= v_number;
-        v_content := v_part || coalesce(v_content, ''::bytea);
+        v_content := coalesce(v_part, ''::bytea) || coalesce(v_content, ''::bytea);
         v_size := coalesce(v_size, v_end);
         exit when v_first = 1 or v_first is null;
         select p.base_log
@@ -102,8 +102,8 @@ begin
         v_log := v_base;
         v_number := v_first - 1;
     end loop;
-    if octet_length(v_content) is distinct from v_size or v_content is null then
-        raise exception 'a checkpoint''s value is not whole: it has % of % bytes', coalesce(octet_length(v_content), 0), coalesce(v_size, 0)
+    if octet_length(v_content) is distinct from v_size then
+        raise exception 'a checkpoint''s value is not whole: it has % of % bytes', octet_length(v_content), coalesce(v_size, 0)
             using errcode = 'data_corrupted',
                   detail = format('Tenant %s, thread number %s, log %s, piece %s.', p_tenant, p_thread, p_log, p_number),
                   hint = 'Rows of llm.checkpoint_pieces are gone: restore them from a backup, or use another checkpoint of the thread.';
@@ -185,6 +185,11 @@ begin
             and p.ends_at > p_keep
         order by p.number
         limit 1;
+        if not found then
+            raise exception 'log % of a checkpoint ends before byte %', p_log, p_keep
+                using errcode = 'data_corrupted',
+                      hint = 'Rows of llm.checkpoint_pieces are gone: restore them from a backup, or put the whole value.';
+        end if;
         exit when v_piece.starts_at <= p_keep;
         v_log := v_piece.base_log;
         v_number := v_piece.number - 1;
@@ -208,7 +213,7 @@ $$;
 
 comment on function llm._cut_log(text, bigint, uuid, integer, bigint) is
 'Where a log is to be cut so that the first p_keep bytes of its value stay: the last piece that stays whole (none: number 0) with its digest, and what
-stays of the next.';
+stays of the next. Errors: data_corrupted when pieces are missing.';
 
 
 create function llm._put_channel(
