@@ -130,8 +130,8 @@ end
 $$;
 
 comment on function llm._owners_tenant() is
-'llm.current_tenant() for hot security definer functions: plans that depend on row-level security are made anew whenever the role is another than at the
-last call, so that these keep their own. Errors: as llm.current_tenant().';
+'llm.current_tenant() for hot security definer functions: plans that depend on row-level security are made anew whenever the role is another than
+at the last call, so that these keep their own. Errors: as llm.current_tenant().';
 
 
 create function llm._require_user(
