@@ -154,7 +154,10 @@ def test_a_tenant_reads_its_own_rows(rows: Client, database: Database, user: str
         expected = visible(rows, table, tenant)
         with client.tenant(tenant):
             assert set(client.column(f"select tenant_id from {table}")) == expected, table
-            with client.connection.cursor().copy(f"copy {table} (tenant_id) to stdout") as copy:
+            # COPY of a partitioned table itself reads it without its partitions, where there is row-level security.
+            is_partitioned = rows.one("select relkind = 'p' from pg_class where oid = %s::text::regclass", table)
+            source = f"(select tenant_id from {table})" if is_partitioned else f"{table} (tenant_id)"
+            with client.connection.cursor().copy(f"copy {source} to stdout") as copy:
                 assert {values[0] for values in copy.rows()} == expected, table
             for other in {*TENANTS, "*"} - expected:
                 assert client.rows(f"select 1 from {table} where tenant_id = %s", other) == []
