@@ -51,8 +51,10 @@ SAMPLES: dict[str, Any] = {
 #: Text that a function takes as part of its value.
 TEXT_TYPES = ("text", "jsonb", "name", "text[]")
 
-#: Functions whose numbers every call changes: only how many rows they give is compared.
-COUNTERS = ("coherence_stats", "_newest_transaction", "_key_start", "_new_key", "_note_key_event")
+#: Functions whose numbers, or random texts, every call changes: only how many rows they give is compared.
+COUNTERS = (
+    "coherence_stats", "_newest_transaction", "_key_start", "_new_key", "_note_key_event", "_begin_thread", "_new_mfa_secret", "_new_token", "_password_hash",
+)  # fmt: skip
 
 #: What a call came to: its rows, or the SQLSTATE and message of its error.
 type Outcome = list[tuple[Any, ...]] | tuple[str, str]
