@@ -129,7 +129,7 @@ begin
             llm.decrypt_data(
                 v_credentials.mfa_secret, null::llm.encryption, 'llm.user_credentials'::text, 'mfa_secret'::text, v_credentials.user_id::text
             ),
-            p_mfa_code, date_part('epoch', clock_timestamp()), coalesce(v_credentials.mfa_last_step, 0)
+            p_mfa_code, date_part('epoch', clock_timestamp()), coalesce(v_credentials.mfa_last_step, 0::bigint)
         );
         v_is_right := v_mfa_step is not null;
     end if;
@@ -362,7 +362,7 @@ begin
     for no key update;
     v_step := llm._mfa_step(
         llm.decrypt_data(v_sealed, null::llm.encryption, 'llm.user_credentials'::text, 'mfa_secret'::text, p_user_id::text),
-        p_code, date_part('epoch', clock_timestamp()), 0
+        p_code, date_part('epoch', clock_timestamp()), 0::bigint
     );
     if v_step is null then
         return false;
