@@ -145,11 +145,12 @@ create function llm._remember(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_valid tstzrange;
-    v_at    timestamptz;
-    v_old   record;
-    v_new   uuid;
-    v_fact  llm.memory;
+    v_valid  tstzrange;
+    v_is_cut boolean := false;
+    v_at     timestamptz;
+    v_old    record;
+    v_new    uuid;
+    v_fact   llm.memory;
 begin
     p_fact.subject := coalesce(p_fact.subject, '');
     p_fact.many := coalesce(p_fact.many, false);
@@ -167,7 +168,10 @@ begin
     end if;
 
     loop
-        v_valid := tstzrange(nullif(coalesce(p_fact.valid_from, clock_timestamp()), '-infinity'), nullif(p_fact.valid_to, 'infinity'));
+        -- Where an old fact was cut already, the new one begins, or there would be a gap.
+        if not v_is_cut then
+            v_valid := tstzrange(nullif(coalesce(p_fact.valid_from, clock_timestamp()), '-infinity'), nullif(p_fact.valid_to, 'infinity'));
+        end if;
         v_at := null;
         for v_old in
             select m.memory_id, m.valid, m.value, m.content, m.many, m.user_id, m.metadata, m.source
@@ -206,6 +210,7 @@ begin
             end if;
             v_at := coalesce(v_at, llm._known_after(p_tenant, p_fact));
             perform llm._supersede_memory(p_tenant, v_old.memory_id, v_valid, v_at);
+            v_is_cut := true;
         end loop;
         exit when v_new is not null;
 

@@ -53,7 +53,8 @@ TEXT_TYPES = ("text", "jsonb", "name", "text[]")
 
 #: Functions whose numbers, or random texts, every call changes: only how many rows they give is compared.
 COUNTERS = (
-    "coherence_stats", "_newest_transaction", "_key_start", "_new_key", "_note_key_event", "_begin_thread", "_new_mfa_secret", "_new_token", "_password_hash",
+    "coherence_stats", "_newest_transaction", "_key_start", "_new_key", "_note_key_event",
+    "_begin_thread", "_new_mfa_secret", "_new_token", "_password_hash",
 )  # fmt: skip
 
 #: What a call came to: its rows, or the SQLSTATE and message of its error.
