@@ -20,6 +20,7 @@ SAMPLES: dict[str, Any] = {
     "boolean": True,
     "bytea": b"bytes",
     "bytea[]": [b"bytes"],
+    "inet": "192.0.2.1",
     "integer": 1,
     "interval": timedelta(hours=1),
     "jsonb": '{"a": 1}',
