@@ -27,6 +27,7 @@ def run(cluster: Cluster, *, quick: bool) -> None:
         with pinned({os.getpid(): 0, superuser.info.backend_pid: 0}):
             for rows, factor in ((1, 4), (1000, 7)):
                 compare(superuser, rows, factor, quick=quick)
+            inside(superuser, quick=quick)
 
 
 def compare(connection: psycopg.Connection, rows: int, factor: float, *, quick: bool) -> None:
@@ -74,3 +75,31 @@ def compare(connection: psycopg.Connection, rows: int, factor: float, *, quick: 
         time = medians(rounds, **{table: probe(call) for table, call in calls_by_table.items()})
         line(f"{what}, audited", time["ours"], "row trigger, uuid v5, three indexes", time["peer"], AtLeast(factor))
         line(f"{what}, audited", time["ours"], "the same table, not audited", time["bare"], AtMost(4) if rows == 1 else None)
+
+
+def inside(connection: psycopg.Connection, *, quick: bool) -> None:
+    """Compare statements that change one row, many in a transaction, by a loop in the server: no client and no commit takes part."""
+    title("a row of an audited table, statements of 1 row, in a loop in the server; peer: supa_audit's published design")
+    count, rounds = (200, 3) if quick else (1000, 9)
+    next_id = dict.fromkeys(TABLES, 0)
+    connection.execute("truncate " + ", ".join(TABLES))
+
+    def probe(table: str, statement: str) -> Callable[[], float]:
+        def call() -> object:
+            if statement.startswith("insert"):
+                next_id[table] += count
+            last = next_id[table]
+            if statement.startswith("delete"):
+                next_id[table] -= count
+            return connection.execute(f"do $$ begin for i in {last - count + 1}..{last} loop {statement}; end loop; end $$")
+
+        return once(call, count)
+
+    for what, statement in (
+        ("insert", "insert into {} values (i, 'name ' || i, i, now())"),
+        ("update", "update {} set number = number + 1 where id = i"),
+        ("delete", "delete from {} where id = i"),
+    ):
+        time = medians(rounds, **{table: probe(table, statement.format(table)) for table in TABLES})
+        line(f"{what}, audited", time["ours"], "row trigger, uuid v5, three indexes", time["peer"])
+        line(f"{what}, audited", time["ours"], "the same table, not audited", time["bare"])

@@ -18,7 +18,9 @@ create table peer_audit.record_version (
     record         jsonb,
     old_record     jsonb,
     check (coalesce(record_id, old_record_id) is not null or op = 'TRUNCATE'),
+    check ((op in ('INSERT', 'UPDATE')) = (record_id is not null)),
     check ((op in ('INSERT', 'UPDATE')) = (record is not null)),
+    check ((op in ('UPDATE', 'DELETE')) = (old_record_id is not null)),
     check ((op in ('UPDATE', 'DELETE')) = (old_record is not null))
 );
 create index on peer_audit.record_version (record_id) where record_id is not null;
@@ -46,6 +48,7 @@ create function peer_audit.to_record_id(p_table oid, p_key text[], p_record json
 as $$
     select case
         when p_record is null then null
+        when p_key = array[]::text[] then public.uuid_generate_v4()
         else (
             select public.uuid_generate_v5(
                 'fd62bc3d-8d6e-43c2-919c-802ba3762271', (jsonb_build_array(to_jsonb(p_table)) || jsonb_agg(p_record ->> k))::text

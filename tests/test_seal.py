@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
@@ -9,6 +11,7 @@ import psycopg
 import pytest
 from psycopg.errors import InvalidParameterValue, ObjectNotInPrerequisiteState
 
+from pg_llm import merkle
 from tests.conftest import new_database
 from tests.support import Client, Database, at_once, raises
 from tools.cluster import Cluster
@@ -79,6 +82,63 @@ def test_rows_outside_of_all_partitions_are_sealed_by_month(db: Client) -> None:
                    " order by 2")[0][0] == 1  # fmt: skip
     assert db.column("select row_count from llm.audit_seals where kind = 'batch' order by rows_from") == [1, 2, 1]
     assert faults(db) == []
+
+
+def test_details_of_64_megabytes_are_stored_and_sealed(app: Client, db: Client) -> None:
+    app.run("select llm.log_audit_event('a', 'b', 'c', jsonb_build_object('text', repeat(%s, 8000000)))", "é\\\n4567")
+    assert db.one("select octet_length(details::text) from llm.audit_log") > 64_000_000
+    assert sealed_leaves(db) == leaves(db)
+
+
+def leaves(db: Client) -> list[bytes]:
+    """Compute the hashes of all rows anew, as docs/audit.md describes them."""
+    found = []
+    for row in db.rows("""
+        select
+            id, (extract(epoch from "timestamp") * 1000000)::bigint - 946684800000000, transaction_id::text::bigint,
+            tenant_id, user_id, action, object_type, object_id, login_role, application,
+            details::text, client_info::text, before::text, after::text, client_address::text, sensitive_hash
+        from llm.audit_log
+        order by id
+        """):
+        numbers, texts, lines, sensitive_hash = row[:3], row[3:10], row[10:15], row[15]
+        lengths = [-1 if text is None else len(text.encode()) for text in texts]
+        data = struct.pack(">3q7i", *numbers, *lengths) + "".join(text or "" for text in texts).encode()
+        data += "".join(f"{line or ''}\n" for line in lines).encode() + (sensitive_hash or b"")
+        found.append(hashlib.sha256(b"\0" + data).digest())
+    return found
+
+
+def sealed_leaves(db: Client) -> list[bytes]:
+    """Seal all rows; return their hashes, sorted."""
+    db.run("select llm.seal_audit()")
+    found = []
+    for number, root, fingerprints in db.rows("select number, root, fingerprints from llm.audit_seals where kind = 'batch'"):
+        data = db.one("select leaves from llm._audit_leaves(%s)", number)
+        leaves = [data[at : at + merkle.SIZE] for at in range(0, len(data), merkle.SIZE)]
+        assert merkle.root(data) == root
+        assert b"".join(leaf[:4] for leaf in leaves) == fingerprints
+        found += leaves
+    return sorted(found)
+
+
+def test_a_row_is_sealed_by_the_hash_of_its_canonical_bytes(app: Client, db: Client) -> None:
+    """AUD-08: whatever the session's settings are."""
+    db.run("""
+        insert into llm.audit_log (
+            tenant_id, user_id, action, object_type, object_id, details, client_info, before, after, client_address, application, sensitive_hash,
+            "timestamp"
+        )
+        values
+            ('t', e'ü\\\\x\\'\\n', 'a', 'o', '1', '{"a": "\\\\x\\n ü"}', '[]', 'null', '"x"', '::1', null, '\\x00ff', now()),
+            ('t', '', '', '', '', null, null, null, null, '10.0.0.0/8', '', null, now() - interval '10 days')
+        """)
+    app.run("set timezone = 'Asia/Kathmandu'").run("set datestyle = 'German'").run("set bytea_output = escape").run(
+        "set standard_conforming_strings = off"
+    )
+    app.run("set extra_float_digits = 0").run("select llm.log_audit_event('a', 'b', 'c', '{\"f\": 0.1000}')")
+    assert len(set(leaves(db))) == 3
+    assert sealed_leaves(db.run("set timezone = 'America/Caracas'")) == sorted(leaves(db))
 
 
 def test_a_run_stops_after_so_many_rows_and_divides_no_transaction(db: Client, app: Client) -> None:

@@ -19,6 +19,11 @@ type Finding = tuple[int, str]
 INLINED = (
     "llm._claimed_tenant()",
     "llm.current_user_id()",
+    (
+        "llm._audit_leaf(p_tenant_id text,p_id bigint,p_timestamp timestamptz,p_user_id text,p_action text,p_object_type text,p_object_id text,"
+        "p_details jsonb,p_client_info jsonb,p_before jsonb,p_after jsonb,p_sensitive_hash bytea,p_login_role text,p_client_address inet,"
+        "p_application text,p_transaction_id xid8)"
+    ),
     "llm.load_config(p_key text,p_default jsonb,p_cached boolean)",
     "llm.verify_session(p_token text,p_device text)",
 )

@@ -14,7 +14,10 @@ FORMAT_OF_GROWTH = "pg_llm audit growth 1"
 _ROWS = spi.plan(
     """
     select
-        a.row_hash,
+        llm._audit_leaf(
+            a.tenant_id, a.id, a."timestamp", a.user_id, a.action, a.object_type, a.object_id, a.details, a.client_info, a.before,
+            a.after, a.sensitive_hash, a.login_role, a.client_address, a.application, a.transaction_id
+        ) as leaf,
         a.tenant_id,
         a.id::text,
         to_char(a."timestamp" at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as "timestamp",
@@ -87,7 +90,7 @@ def prove(row_id: int | None, size: int | None) -> list[str]:
 
 
 def _proof(row: dict[str, Any], chain: bytes) -> str:
-    row_hash = row.pop("row_hash")
+    leaf = row.pop("leaf")
     entry = next(iter(_ENTRY.rows(row["transaction_id"], row["timestamp"], row["id"])), None)
     size = len(chain) // merkle.SIZE
     if entry is None or int(entry["number"]) > size:
@@ -101,7 +104,7 @@ def _proof(row: dict[str, Any], chain: bytes) -> str:
     if merkle.root(leaves).hex() != entry["root"]:
         raise spi.DataCorrupted(f"the rows of entry {number} are not those that were sealed", hint="See llm.verify_audit().")
     ids = numbers(found["ids"])
-    at = next(at for at in range(ids.index(int(row["id"])), len(ids)) if leaves[at * merkle.SIZE : (at + 1) * merkle.SIZE] == row_hash)
+    at = next(at for at in range(ids.index(int(row["id"])), len(ids)) if leaves[at * merkle.SIZE : (at + 1) * merkle.SIZE] == leaf)
     return json.dumps(
         {
             "format": FORMAT_OF_ROW,

@@ -94,6 +94,7 @@ _CELLS = spi.plan(
 )  # fmt: skip
 
 #: The next rows of a cell, in an order in which no row can appear before one that is taken. Those of a transaction that share an id go together.
+#: Sorted by what they are sorted by, and read again where they lie: a plan may sort all that waits, batch after batch.
 _BATCH = spi.plan(
     """
     select
@@ -101,9 +102,9 @@ _BATCH = spi.plan(
         min(r.transaction_id)::text as first_transaction,
         max(r.transaction_id)::text as last_transaction,
         string_agg(int8send(r.id), ''::bytea order by r.id, r.tenant_id, r."timestamp") as ids,
-        string_agg(r.row_hash, ''::bytea order by r.id, r.tenant_id, r."timestamp") as leaves
+        string_agg(l.leaf, ''::bytea order by r.id, r.tenant_id, r."timestamp") as leaves
     from (
-        select a.transaction_id, a.id, a.tenant_id, a."timestamp", a.row_hash
+        select a.transaction_id, a.id, a.tenant_id, a."timestamp", a.tableoid as partition, a.ctid as place
         from llm.audit_log a
         where a."timestamp" >= $1
             and a."timestamp" < $2
@@ -114,6 +115,19 @@ _BATCH = spi.plan(
         order by a.transaction_id, a.id
         fetch first $9 rows with ties
     ) r
+    cross join lateral (
+        select
+            llm._audit_leaf(
+                a.tenant_id, a.id, a."timestamp", a.user_id, a.action, a.object_type, a.object_id, a.details, a.client_info, a.before,
+                a.after, a.sensitive_hash, a.login_role, a.client_address, a.application, a.transaction_id
+            ) as leaf
+        from llm.audit_log a
+        where a."timestamp" >= $1
+            and a."timestamp" < $2
+            and a.tableoid = r.partition
+            and a.ctid = r.place
+        offset 0
+    ) l
     """,
     "timestamptz", "timestamptz", "xid8", "bigint", "xid8", "bigint", "bigint", "xid8", "bigint",
 )  # fmt: skip

@@ -39,9 +39,9 @@ _ENTRIES = spi.plan(
     """
 )
 
-#: The rows of a batch as they are now. Their hashes are made of the columns: a stored one is whatever a superuser made of it.
+#: The rows of a batch as they are now.
 _ROWS = spi.plan(
-    r"""
+    """
     select
         count(*) as row_count,
         string_agg(int8send(r.id), ''::bytea order by r.id, r.tenant_id, r."timestamp") as ids,
@@ -51,19 +51,9 @@ _ROWS = spi.plan(
             a.id,
             a.tenant_id,
             a."timestamp",
-            sha256(
-                '\x00'::bytea || int8send(a.id) || timestamptz_send(a."timestamp") || xid8send(a.transaction_id)
-                || int4send(octet_length(a.tenant_id)) || int4send(octet_length(a.user_id)) || int4send(octet_length(a.action))
-                || int4send(octet_length(a.object_type)) || int4send(octet_length(a.object_id)) || int4send(octet_length(a.login_role))
-                || int4send(coalesce(octet_length(a.application), -1))
-                || replace(
-                    a.tenant_id || a.user_id || a.action || a.object_type || a.object_id || a.login_role || coalesce(a.application, '')
-                    || ((coalesce(a.details::text, '') || e'\n') || ((coalesce(a.client_info::text, '') || e'\n')
-                    || ((coalesce(a.before::text, '') || e'\n') || ((coalesce(a.after::text, '') || e'\n')
-                    || (coalesce(a.client_address::text, '') || e'\n'))))),
-                    e'\\', e'\\\\'
-                )::bytea
-                || coalesce(a.sensitive_hash, ''::bytea)
+            llm._audit_leaf(
+                a.tenant_id, a.id, a."timestamp", a.user_id, a.action, a.object_type, a.object_id, a.details, a.client_info, a.before,
+                a.after, a.sensitive_hash, a.login_role, a.client_address, a.application, a.transaction_id
             ) as leaf
         from llm.audit_log a
         where a."timestamp" >= $1

@@ -63,22 +63,23 @@ as $$
 declare
     v_tenant text := coalesce(llm.current_tenant(), '*');
 begin
+    if p_sensitive is null and p_action is not null and p_object_type is not null and p_object_id is not null then
+        insert into llm.audit_log (tenant_id, user_id, action, object_type, object_id, details, client_info, before, after)
+        values (v_tenant, coalesce(p_user_id, session_user), p_action, p_object_type, p_object_id, p_details, p_client_info, p_before, p_after);
+        return;
+    end if;
+
     if p_action is null or p_object_type is null or p_object_id is null then
         raise exception 'an event without %',
             case when p_action is null then 'an action' when p_object_type is null then 'the type of its object' else 'its object' end
             using errcode = 'invalid_parameter_value',
                   hint = 'Say who did what to which object; an empty text will do where there is no object.';
     end if;
-    if p_sensitive is null then
-        insert into llm.audit_log (tenant_id, user_id, action, object_type, object_id, details, client_info, before, after)
-        values (v_tenant, coalesce(p_user_id, session_user), p_action, p_object_type, p_object_id, p_details, p_client_info, p_before, p_after);
-    else
-        perform llm._log_sensitive(
-            row(null::bigint, clock_timestamp(), v_tenant, coalesce(p_user_id, session_user), p_action, p_object_type, p_object_id, p_details,
-                p_client_info, p_before, p_after, session_user::text, null::inet, null::text, true)::llm.audit_access,
-            p_sensitive, p_access_level
-        );
-    end if;
+    perform llm._log_sensitive(
+        row(null::bigint, clock_timestamp(), v_tenant, coalesce(p_user_id, session_user), p_action, p_object_type, p_object_id, p_details,
+            p_client_info, p_before, p_after, session_user::text, null::inet, null::text, true)::llm.audit_access,
+        p_sensitive, p_access_level
+    );
 end
 $$;
 

@@ -17,21 +17,6 @@ create table if not exists llm.audit_log (
     client_address  inet default inet_client_addr(),
     application     text collate "C" default current_setting('application_name'),
     transaction_id  xid8 not null default pg_current_xact_id(),
-    -- A leaf of RFC 9162: 0x00 and the canonical bytes that docs/audit.md describes.
-    row_hash        bytea not null generated always as (sha256(
-        '\x00'::bytea || int8send(id) || timestamptz_send("timestamp") || xid8send(transaction_id)
-        || int4send(octet_length(tenant_id)) || int4send(octet_length(user_id)) || int4send(octet_length(action))
-        || int4send(octet_length(object_type)) || int4send(octet_length(object_id)) || int4send(octet_length(login_role))
-        || int4send(coalesce(octet_length(application), -1))
-        || replace(
-            tenant_id || user_id || action || object_type || object_id || login_role || coalesce(application, '')
-            -- Nested, so that large values are copied seldom.
-            || ((coalesce(details::text, '') || e'\n') || ((coalesce(client_info::text, '') || e'\n') || ((coalesce(before::text, '') || e'\n')
-            || ((coalesce(after::text, '') || e'\n') || (coalesce(client_address::text, '') || e'\n'))))),
-            e'\\', e'\\\\'
-        )::bytea
-        || coalesce(sensitive_hash, ''::bytea)
-    )) stored,
 
     primary key (tenant_id, "timestamp", id)
 ) partition by range ("timestamp");
@@ -39,7 +24,7 @@ create table if not exists llm.audit_log (
 comment on table llm.audit_log is
 'Who did what to which object, and when; never changed. tenant_id * is what is nobody''s; user_id is whom the application names, login_role who had
 logged in; before and after are a row''s values; sensitive_hash is the SHA-256 of what llm.sensitive_log holds for the event; transaction_id the
-writer, on this server; row_hash covers all other columns.';
+writer, on this server. llm.audit_seals has what tells whether a row is as it was written.';
 
 -- "what has been written since", in an order in which nothing can appear behind the reader
 create index if not exists audit_log_by_transaction on llm.audit_log (transaction_id, id);

@@ -30,6 +30,65 @@ comment on function llm._audit_partitions() is
 'The partitions of llm.audit_log but the default one, each with the range of its rows.';
 
 
+-- Not pinned: inlined into queries over many rows, fully qualified.
+create function llm._audit_leaf(
+    p_tenant_id      text,
+    p_id             bigint,
+    p_timestamp      timestamptz,
+    p_user_id        text,
+    p_action         text,
+    p_object_type    text,
+    p_object_id      text,
+    p_details        jsonb,
+    p_client_info    jsonb,
+    p_before         jsonb,
+    p_after          jsonb,
+    p_sensitive_hash bytea,
+    p_login_role     text,
+    p_client_address inet,
+    p_application    text,
+    p_transaction_id xid8
+)
+    returns bytea
+    language sql
+    immutable
+    parallel safe
+as $$
+    select pg_catalog.sha256(
+        '\x00'::pg_catalog.bytea
+        operator(pg_catalog.||) pg_catalog.int8send(p_id) operator(pg_catalog.||) pg_catalog.timestamptz_send(p_timestamp)
+        operator(pg_catalog.||) pg_catalog.xid8send(p_transaction_id)
+
+        operator(pg_catalog.||) pg_catalog.int4send(pg_catalog.octet_length(p_tenant_id))
+        operator(pg_catalog.||) pg_catalog.int4send(pg_catalog.octet_length(p_user_id))
+
+        operator(pg_catalog.||) pg_catalog.int4send(pg_catalog.octet_length(p_action))
+        operator(pg_catalog.||) pg_catalog.int4send(pg_catalog.octet_length(p_object_type))
+
+        operator(pg_catalog.||) pg_catalog.int4send(pg_catalog.octet_length(p_object_id))
+        operator(pg_catalog.||) pg_catalog.int4send(pg_catalog.octet_length(p_login_role))
+        operator(pg_catalog.||) pg_catalog.int4send(coalesce(pg_catalog.octet_length(p_application), -1))
+        operator(pg_catalog.||) pg_catalog.replace(
+            p_tenant_id operator(pg_catalog.||) p_user_id operator(pg_catalog.||) p_action operator(pg_catalog.||) p_object_type
+            operator(pg_catalog.||) p_object_id
+            operator(pg_catalog.||) p_login_role operator(pg_catalog.||) coalesce(p_application, '')
+            -- Nested, so that large values are copied seldom.
+            operator(pg_catalog.||) ((coalesce(p_details::pg_catalog.text, '') operator(pg_catalog.||) e'\n')
+            operator(pg_catalog.||) ((coalesce(p_client_info::pg_catalog.text, '') operator(pg_catalog.||) e'\n')
+            operator(pg_catalog.||) ((coalesce(p_before::pg_catalog.text, '') operator(pg_catalog.||) e'\n')
+            operator(pg_catalog.||) ((coalesce(p_after::pg_catalog.text, '') operator(pg_catalog.||) e'\n')
+            operator(pg_catalog.||) (coalesce(p_client_address::pg_catalog.text, '') operator(pg_catalog.||) e'\n'))))),
+            e'\\', e'\\\\'
+        )::pg_catalog.bytea
+        operator(pg_catalog.||) coalesce(p_sensitive_hash, ''::pg_catalog.bytea)
+    )
+$$;
+
+comment on function llm._audit_leaf(text, bigint, timestamptz, text, text, text, text, jsonb, jsonb, jsonb, jsonb, bytea, text, inet, text, xid8) is
+'The hash of a row of llm.audit_log, a leaf of RFC 9162: SHA-256 of 0x00 and the canonical bytes that docs/audit.md describes.
+Arguments: its columns.';
+
+
 -- security definer: rows of all tenants are sealed, and only through here.
 create function llm.seal_audit(
     p_max_rows   bigint default 1000000,
@@ -95,7 +154,13 @@ begin
     return query
         select
             string_agg(int8send(a.id), ''::bytea order by a.id, a.tenant_id, a."timestamp"),
-            string_agg(a.row_hash, ''::bytea order by a.id, a.tenant_id, a."timestamp")
+            string_agg(
+                llm._audit_leaf(
+                    a.tenant_id, a.id, a."timestamp", a.user_id, a.action, a.object_type, a.object_id, a.details, a.client_info, a.before,
+                    a.after, a.sensitive_hash, a.login_role, a.client_address, a.application, a.transaction_id
+                ),
+                ''::bytea order by a.id, a.tenant_id, a."timestamp"
+            )
         from llm.audit_seals s
         join llm.audit_log a on a."timestamp" >= s.rows_from and a."timestamp" < s.rows_to
             and a.transaction_id between s.first_transaction and s.last_transaction
@@ -266,6 +331,11 @@ writes nothing, while it has rows that are not sealed, or another session seals.
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_auditor'],
     '_audit_partitions'
+);
+
+select llm._grant_execute(
+    array['llm_owner', 'llm_admin', 'llm_auditor'],
+    '_audit_leaf'
 );
 
 select llm._grant_execute(

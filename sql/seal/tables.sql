@@ -21,8 +21,8 @@ create table if not exists llm.audit_seals (
 comment on table llm.audit_seals is
 'The chain that seals llm.audit_log, written by llm.seal_audit(). kind: life, a server begins to write (detail: its identifier, the last id before);
 batch, the rows of [rows_from, rows_to) with these ids, written by transactions from first_transaction to last_transaction, where all below horizon
-are now sealed, and root is that of the RFC 9162 tree over their row_hash, in order of ids; tombstone, retention dropped a partition (detail). hash
-covers all but fingerprints: the first 4 bytes of each row_hash, which only tell which row was changed.';
+are now sealed, and root is that of the RFC 9162 tree over their hashes, in order of ids; tombstone, retention dropped a partition (detail). hash
+covers all but fingerprints: the first 4 bytes of each row''s hash, which only tell which row was changed.';
 
 -- the last life, and tombstones, among many batches
 create index if not exists audit_seals_by_kind on llm.audit_seals (kind, number) where kind <> 'batch';
