@@ -55,16 +55,14 @@ create function llm._audit_leaf(
     parallel safe
 as $$
     select pg_catalog.sha256(
-        '\x00'::pg_catalog.bytea
+        -- E'…' throughout: an inlined body is read under the caller's standard_conforming_strings.
+        e'\\x00'::pg_catalog.bytea
         operator(pg_catalog.||) pg_catalog.int8send(p_id) operator(pg_catalog.||) pg_catalog.timestamptz_send(p_timestamp)
         operator(pg_catalog.||) pg_catalog.xid8send(p_transaction_id)
-
         operator(pg_catalog.||) pg_catalog.int4send(pg_catalog.octet_length(p_tenant_id))
         operator(pg_catalog.||) pg_catalog.int4send(pg_catalog.octet_length(p_user_id))
-
         operator(pg_catalog.||) pg_catalog.int4send(pg_catalog.octet_length(p_action))
         operator(pg_catalog.||) pg_catalog.int4send(pg_catalog.octet_length(p_object_type))
-
         operator(pg_catalog.||) pg_catalog.int4send(pg_catalog.octet_length(p_object_id))
         operator(pg_catalog.||) pg_catalog.int4send(pg_catalog.octet_length(p_login_role))
         operator(pg_catalog.||) pg_catalog.int4send(coalesce(pg_catalog.octet_length(p_application), -1))
