@@ -56,6 +56,13 @@ def acme(app: Client) -> Client:
 
 
 @pytest.fixture
+def bound(db: Client, app: Client) -> Client:
+    """An application's client that works for tenant acme in each transaction, because its role is bound to it."""
+    db.run("select llm.bind_role('app', 'acme')")
+    return app
+
+
+@pytest.fixture
 def admin(database: Database) -> Client:
     """An administrator's client, without a tenant."""
     return database.client("admin")

@@ -82,10 +82,12 @@ def versions(root: Path) -> Iterator[Finding]:
     assert control
     version = control[1]
     meta = json.loads((root / "META.json").read_text())
+    client = re.search(r'^version = "(.+)"$', (root / "python/pg_llm_client/pyproject.toml").read_text(), re.MULTILINE)
     changelog = re.search(r"^## (\S+)", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
     stated = {
         "META.json": {meta["version"], meta["provides"]["pg_llm"]["version"]},
         "CHANGELOG.md": {changelog[1] if changelog else "none"},
+        "python/pg_llm_client/pyproject.toml": {client[1] if client else "none"},
     }
     for path, found in stated.items():
         for other in found - {version}:

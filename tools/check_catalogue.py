@@ -160,6 +160,7 @@ _RULES = (
         join pg_depend d on d.classid = 'pg_policy'::regclass and d.objid = p.oid and d.refobjid = p.polrelid and d.refobjsubid > 0
         join pg_attribute a on a.attrelid = p.polrelid and a.attnum = d.refobjsubid
         where {_IN_LLM}
+            and p.polpermissive
             and not exists (select from pg_index i where i.indrelid = p.polrelid and i.indkey[0] = a.attnum)
         """,
     ),

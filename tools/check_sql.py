@@ -18,12 +18,14 @@ type Finding = tuple[int, str]
 #: Not pinned, because the planner inlines no function that has a SET clause: hot paths, fully qualified. Signatures as pgspot writes them.
 INLINED = (
     "llm._claimed_tenant()",
+    "llm.current_user_id()",
     (
         "llm._audit_leaf(p_tenant_id text,p_id bigint,p_timestamp timestamptz,p_user_id text,p_action text,p_object_type text,p_object_id text,"
         "p_details jsonb,p_client_info jsonb,p_before jsonb,p_after jsonb,p_sensitive_hash bytea,p_login_role text,p_client_address inet,"
         "p_application text,p_transaction_id xid8)"
     ),
     "llm.load_config(p_key text,p_default jsonb,p_cached boolean)",
+    "llm.verify_session(p_token text,p_device text)",
 )
 
 #: Not pinned, because PostgreSQL lets no procedure with a SET clause commit: fully qualified, types included.
@@ -36,6 +38,7 @@ COMMITTING = (
 EXECUTES = {
     "llm._grant_execute": "regprocedures, which print themselves quoted, and roles that only functions.sql chooses",
     "llm._protect_tenant_table": "a regclass, which prints itself quoted, and privileges that only tables.sql chooses",
+    "llm._protect_user_rows": "a regclass, which prints itself quoted",
     "llm._make_partition": "names that format() or a regclass or regrole quotes",
     "llm._make_default_partition": "names that format() or a regclass or regrole quotes",
     "llm._copy_rows": "names that format() or a regclass or regrole quotes; the owner's code runs with the owner's rights",
@@ -45,6 +48,10 @@ EXECUTES = {
     "llm._drop_partition": "regclasses, which print themselves quoted",
     "llm._carry_out": "regclasses, which print themselves quoted",
     "llm._protect_partition": "names that format() or a regclass or regrole quotes, and triggers as pg_get_triggerdef() prints them",
+    "llm.register_personal_data": "a regclass and a regnamespace, which print themselves quoted",
+    "llm._lock_rows_of_user": "a regclass, which prints itself quoted, and conditions of llm._rows_of_user(), names in which %I or a regclass quotes",
+    "llm._erase_rows_of_user": "as llm._lock_rows_of_user(), and columns in %I",
+    "llm._residual_rows": "as llm._lock_rows_of_user(), and columns in %I and %L",
     "llm._rewrap_batch": "names that format() or a regclass quotes, and a type as format_type() prints it",
     "llm._enforce_encryption": "names that format() or a regclass quotes",
     "llm.validate_security_compliance": "names that format() or a regclass quotes",

@@ -81,6 +81,12 @@ class DataCorrupted(Error):
     sqlstate = "XX001"
 
 
+class LimitExceeded(Error):
+    """A limit forbids to go on."""
+
+    sqlstate = "54000"
+
+
 class Plan:
     """A statement, prepared at its first use in the session and kept. Parameters are `$1`, `$2`, …; never text built at run time."""
 

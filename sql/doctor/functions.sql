@@ -20,6 +20,7 @@ begin
     return query select * from llm._doctor_storage();
     return query select * from llm._doctor_security();
     return query select * from llm._doctor_partitions();
+    return query select * from llm._doctor_personal_data();
     return query select * from llm._doctor_keys();
     return query select * from llm._doctor_audit();
     return query select * from llm._doctor_python();
@@ -85,7 +86,9 @@ begin
             e.extversion is not null and string_to_array(e.extversion, '.')::integer[] >= string_to_array(r.minimum, '.')::integer[],
             coalesce('version ' || e.extversion, 'not installed') || ', at least ' || r.minimum || ' is needed',
             format('Install a newer package, then run: alter extension %I update;', r.name)
-        from (values ('vector', '0.8'), ('pg_partman', '5'), ('pgcrypto', '1.3'), ('pg_trgm', '1.6'), ('plpython3u', '1.0')) r (name, minimum)
+        from (
+            values ('vector', '0.8'), ('pg_partman', '5'), ('pgcrypto', '1.3'), ('pg_trgm', '1.6'), ('btree_gist', '1.7'), ('plpython3u', '1.0')
+        ) r (name, minimum)
         left join pg_extension e on e.extname = r.name;
 end
 $$;
@@ -205,6 +208,11 @@ begin
         select m[1], 'tenant_isolation'
         from llm._storage_scripts() s
         cross join regexp_matches(s.script, '_protect_tenant_table\(''(llm\.\w+)''', 'g') m
+        where s.kind = 'tables'
+        union
+        select m[1], 'user_isolation'
+        from llm._storage_scripts() s
+        cross join regexp_matches(s.script, '_protect_user_rows\(''(llm\.\w+)''', 'g') m
         where s.kind = 'tables'
     ),
     present as (
@@ -374,6 +382,31 @@ comment on function llm._doctor_partitions() is
 'The part of llm.doctor() about partitions.';
 
 
+create function llm._doctor_personal_data()
+    returns setof llm.check_result
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_wrong text;
+begin
+    if to_regclass('llm.personal_data') is null then
+        return;
+    end if;
+    select string_agg(distinct u.relation || ' ' || u.problem, ', ') into v_wrong from llm._unregistered_tables() u;
+    return query select
+        'personal data is registered',
+        v_wrong is null,
+        coalesce(v_wrong, 'every table with a user_id, and what refers to one'),
+        'As a superuser run: select llm.register_personal_data(…) for each table; delete from llm.personal_data what is no longer there.';
+end
+$$;
+
+comment on function llm._doctor_personal_data() is
+'The part of llm.doctor() about personal data.';
+
+
 create function llm._doctor_keys()
     returns setof llm.check_result
     language plpython3u
@@ -458,6 +491,6 @@ comment on function llm._doctor_coherence() is
 
 select llm._grant_execute(
     array['llm_admin', 'llm_auditor'],
-    'doctor', '_doctor_server', '_doctor_storage', '_doctor_security', '_doctor_partitions', '_doctor_keys', '_doctor_audit', '_doctor_python',
-    '_doctor_coherence'
+    'doctor', '_doctor_server', '_doctor_storage', '_doctor_security', '_doctor_partitions', '_doctor_personal_data', '_doctor_keys',
+    '_doctor_audit', '_doctor_python', '_doctor_coherence'
 );

@@ -25,7 +25,7 @@ begin
         perform set_config('llm.tenant_set_at', date_part('epoch', now())::text, true);
     end if;
     v_ciphertext := llm.encrypt_data(
-        p_sensitive, null::llm.encryption, 'llm.sensitive_log'::text, 'encrypted_details'::text, p_event.id::text
+        p_sensitive, llm._encryption_for(p_event.tenant_id, p_event.user_id), 'llm.sensitive_log'::text, 'encrypted_details'::text, p_event.id::text
     );
     perform set_config('llm.tenant', coalesce(v_tenant_before, ''), true);
     perform set_config('llm.tenant_set_at', coalesce(v_set_at_before, ''), true);

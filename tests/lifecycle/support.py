@@ -188,6 +188,12 @@ def fill(database: Database) -> None:
             app.run("select llm.log_audit_event('pay', 'account', '7', p_sensitive => 'secret')")
     superuser.run("create table public.orders (id int primary key, secret text)").run("select llm.audit_table('public.orders', p_mask => '{secret}')")
     superuser.run("insert into public.orders values (1, 'x'), (2, 'y')").run("update public.orders set secret = 'z' where id = 2")
+    for tenant in ("acme", "globex"):
+        with app.tenant(tenant):
+            value = '{"c": ["bytes", null, null, "", 0, 1, null]}'
+            app.run("select llm.put_checkpoint('thread', '', '1', null, '{}', '{\"run_id\": \"r\"}', %s, %s)", value, [b"long" * 1000])
+            app.run("select llm.put_checkpoint_writes('thread', '', '1', 't', '', '{0}', '{c}', '{bytes}', %s)", [b"long" * 1000])
+            app.run("select llm.copy_checkpoint_thread('thread', 'copy')")
     # Past 2^31: what a 32-bit sequence or a client's int would lose.
     superuser.run("select setval('llm.config_history_id_seq', 3000000000)")
     admin.run("select llm.save_config('limit', '11')")

@@ -161,7 +161,7 @@ def test_a_migration_that_changed_after_it_was_applied_is_refused(fresh: Client)
     fresh.run("update llm.schema_migrations set checksum = 'another' where name = %s", PRINTABLE_KEYS)
     before = contents(fresh)
     detail = "Applied: another. In this version: [0-9a-f]{64}"
-    with raises(ObjectNotInPrerequisiteState, f"{PRINTABLE_KEYS} is not the one", hint="must not change", detail=detail):
+    with raises(ObjectNotInPrerequisiteState, f"{PRINTABLE_KEYS} is not the one that was applied", hint="must not change", detail=detail):
         fresh.run("select llm.setup()")
     assert contents(fresh) == before
 

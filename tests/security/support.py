@@ -22,6 +22,7 @@ SAMPLES: dict[str, Any] = {
     "bytea[]": [b"bytes"],
     "inet": "192.0.2.1",
     "integer": 1,
+    "integer[]": [1],
     "interval": timedelta(hours=1),
     "jsonb": '{"a": 1}',
     "llm.audit_access": None,
@@ -30,23 +31,31 @@ SAMPLES: dict[str, Any] = {
     "llm.encryption": "(,,,)",
     "llm.security_event": "api_key_used",
     "llm.security_policy": "({},{aes-256-cbc},256,90,f)",
+    "llm.memory": None,
     "llm.partition_action": "(llm.config,keep,llm.config,,,)",
     "llm.partition_strategy": "(llm.config,tenant_id,monthly,)",
     "name": "auditor",
     "oid": 1,
     "regclass": "llm.config",
+    "double precision": 1.0,
+    "tsquery": "probe",
     "text": "probe",
     "text[]": ["probe"],
     "timestamp with time zone": datetime.fromisoformat("2100-01-01T00:00:00+00:00"),
+    "tstzrange": "[2026-01-01,)",
     "uuid": UUID(int=7),
+    "uuid[]": [UUID(int=7)],
     "xid8": "3",
 }
 
 #: Text that a function takes as part of its value.
 TEXT_TYPES = ("text", "jsonb", "name", "text[]")
 
-#: Functions whose numbers every call changes: only how many rows they give is compared.
-COUNTERS = ("coherence_stats", "_newest_transaction", "_key_start", "_new_key", "_note_key_event")
+#: Functions whose numbers, or random texts, every call changes: only how many rows they give is compared.
+COUNTERS = (
+    "coherence_stats", "_newest_transaction", "_key_start", "_new_key", "_note_key_event",
+    "_begin_thread", "_new_mfa_secret", "_new_token", "_password_hash",
+)  # fmt: skip
 
 #: What a call came to: its rows, or the SQLSTATE and message of its error.
 type Outcome = list[tuple[Any, ...]] | tuple[str, str]

@@ -41,6 +41,7 @@ _FINGERPRINT = """
 @pytest.fixture
 def victim(db: Client) -> Client:
     """A superuser's client of a database with a canary that anybody may kill, and a secret of tenant b."""
+    db.run("select llm.save_config('login/bcrypt_cost', '4')")  # hashes that are quickly computed
     db.run("create table public.canary (song text)").run("insert into public.canary values ('tweet')").run("grant all on public.canary to public")
     with db.tenant("b"):
         db.run("""select llm.save_config('secret', '"secret of b"')""")

@@ -143,8 +143,17 @@ def test_no_function_but_the_reviewed_runs_as_its_owner(db: Client) -> None:
     definers = {function.name for function in functions(db) if function.is_definer}
     assert definers == {
         "log_audit_event", "log_audit_events", "read_sensitive_log",
+        "checkpoint_usage", "copy_checkpoint_thread", "delete_checkpoint_runs", "delete_checkpoint_thread", "get_checkpoint", "list_checkpoints",
+        "prune_checkpoints", "put_checkpoint", "put_checkpoint_writes",
         "_any_role_is_bound", "_key_heads", "_keys_out_of_policy", "_note_rewrap", "_raise_min_decryption_version", "blind_index",
         "break_glass_decrypt", "decrypt_data", "encrypt_data", "generate_key", "invalidate_config_cache", "revoke_key", "rewrap_value", "rotate_key",
         "save_config", "shred_key",
         "_audit_leaves", "_audit_partition_may_go", "anchor_audit", "audit_seal_status", "seal_audit", "verify_audit",
+        "set_password", "authenticate", "unlock_user", "login_state", "enroll_mfa", "confirm_mfa", "remove_mfa", "delete_user", "verify_user_api_key",
+        "resume_session", "expire_sessions",
+        "forget_user", "personal_key",
+        "_append_messages", "_appended_before", "_find_messages", "_index_message_again", "_lock_message", "_refuse_other_messages", "append_message",
+        "create_conversation", "create_conversations", "delete_conversation", "delete_message", "edit_message", "fork_conversation", "get_messages",
+        "index_messages", "pin_message", "purge_conversations", "rate_message", "restore_conversation", "save_summary", "select_branch",
+        "update_conversation", "update_message",
     }  # fmt: skip

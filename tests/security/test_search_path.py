@@ -30,7 +30,10 @@ FORGED: dict[str, Any] = {
     "text": "FORGED",
     "text[]": ["FORGED"],
     "timestamp with time zone": datetime.fromisoformat("1999-01-01T00:00:00+00:00"),
+    "tstzrange": "[1999-01-01,)",
     "uuid": UUID(int=666),
+    "smallint": 1,
+    "tsvector": "forged",
     "xid8": "666",
 }
 
