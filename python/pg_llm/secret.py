@@ -23,7 +23,9 @@ def digest(key: bytes, message: bytes, algorithm: str) -> bytes:
     if len(key) > block:
         key = make(key).digest()
     padded = key.ljust(block, b"\0")
-    return make(padded.translate(_OUTER) + make(padded.translate(_INNER) + message).digest()).digest()
+    inner = make(padded.translate(_INNER))
+    inner.update(message)
+    return make(padded.translate(_OUTER) + inner.digest()).digest()
 
 
 def extract(salt: bytes, secret: bytes, algorithm: str = "sha512") -> bytes:

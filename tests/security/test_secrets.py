@@ -333,6 +333,31 @@ def test_sec_13_a_huge_text_ends_at_the_time_limit(database: Database, tmp_path:
         assert app.one("select llm.decrypt_data(llm.encrypt_data('still here'))") == "still here"
 
 
+def test_sec_13_a_huge_text_takes_bounded_memory_and_gives_it_back(database: Database, tmp_path: Path) -> None:
+    new_key_store(database, tmp_path / "keys")
+    app = database.client("app")
+    size = 32_000_000
+
+    def memory(kind: str) -> int:
+        status = Path(f"/proc/{app.connection.info.backend_pid}/status").read_text()
+        return int(status.partition(f"{kind}:")[2].split()[0]) * 1024
+
+    both_ways = "select octet_length(llm.decrypt_data(llm.encrypt_data(repeat('x', %s))))"
+    with app.tenant("a"):
+        assert app.one(both_ways, 1) == 1
+    before = memory("VmRSS")
+    with app.tenant("a"):
+        assert app.one(both_ways, size) == size
+        # the plan of a statement holds its constants until the next one comes
+        assert app.one(both_ways, 1) == 1
+    assert memory("VmHWM") - before < 20 * size
+    assert memory("VmRSS") - before < size // 2
+    with raises(psycopg.Error, match="memory alloc|out of memory|exceeds"), app.tenant("a"):
+        app.run("select llm.encrypt_data(repeat('x', 1000000000)), llm.encrypt_data(repeat('x', 1073741823))")
+    with app.tenant("a"):
+        assert app.one(both_ways, 1) == 1
+
+
 def test_sec_22_nobody_can_change_a_function_that_handles_keys(database: Database) -> None:
     db = database.client()
     assert db.column("select m.member::regrole::text from pg_auth_members m where m.roleid = 'llm_owner'::regrole") == []
