@@ -340,8 +340,8 @@ alter function llm.forget_user(uuid, text, boolean, text[]) owner to llm_owner;
 comment on function llm.forget_user(uuid, text, boolean, text[]) is
 'Forgets a user of the tenant, in this transaction: does with his rows what each table is registered for (llm.register_personal_data), then looks for
 him in all text, JSON, UUIDs and bytes that the tenant has in schema llm. p_user_id: whom; p_reason: for the audit log; p_dry_run: true changes
-nothing and tells what would be done; p_also: more to look for, such as his name and address, each of at least 3 characters. Returns a receipt, a row a table,
-which is an event user_forgotten of the audit log too. For llm_admin. Errors: invalid_parameter_value without a tenant or a user;
+nothing and tells what would be done; p_also: more to look for, such as his name and address, each of at least 3 characters. Returns a receipt, a
+row a table, which is an event user_forgotten of the audit log too. For llm_admin. Errors: invalid_parameter_value without a tenant or a user;
 insufficient_privilege when llm.set_user() told of another.';
 
 
