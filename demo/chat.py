@@ -142,7 +142,8 @@ def give_out(stage: Stage, connection: psycopg.Connection, conversation: UUID) -
         messages = exported["messages"] if isinstance(exported, dict) else exported
         call = next(message for message in messages if "read_page" in json.dumps(message))
         stage.sql(f"select llm.export_conversation(…, '{shape}');")
-        stage.say(f"  {json.dumps(call, ensure_ascii=False)[:200]}…".replace("[", "\\["))
+        text = json.dumps(call, ensure_ascii=False)
+        stage.say(f"  {text[:200]}{'…' if len(text) > 200 else ''}".replace("[", "\\["))
 
 
 def append_together(stage: Stage, connection: psycopg.Connection, conversation: UUID) -> None:

@@ -63,7 +63,8 @@ def call_tools(stage: Stage, app: psycopg.Connection) -> None:
     try:
         ask(app, "acme", register, '{"type": "strin"}')
     except psycopg.errors.InvalidParameterValue as error:
-        stage.say(f"  [red]ERROR {error.sqlstate}:[/] {error.diag.message_primary}\n  DETAIL: {error.diag.message_detail}")
+        message = (error.diag.message_primary or "").rpartition("InvalidParameter: ")[2]
+        stage.say(f"  [red]ERROR {error.sqlstate}:[/] {message}\n  DETAIL: {error.diag.message_detail}")
     ask(app, "acme", register, '{"type": "string"}')
     for user, city in ((ANNE, "Bergen"), (BOB, "Oslo"), (ANNE, "Tromsø")):
         log = "select llm.log_tool_call('weather', jsonb_build_object('city', %s::text), p_duration => '0.8 s', p_user_id => %s)"
@@ -90,7 +91,7 @@ def forget(stage: Stage, superuser: psycopg.Connection) -> None:
         " where rows > 0 or residual > 0", ANNE,
     )  # fmt: skip
     stage.table(("table", "action", "rows", "left", "in"), ((*row[:4], ", ".join(row[4])) for row in receipt))
-    stage.say("What nobody had registered is found. The receipt is in the audit log, too:")
+    stage.say("A draft is found, which nobody had registered, and her name in messages that quote an example. The audit log has it, too:")
     events = (
         "select object_id, details ->> 'reason', details ->> 'rows', details ->> 'residual' from llm.get_audit_logs(p_action => 'user_forgotten')"
     )

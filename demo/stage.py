@@ -56,7 +56,7 @@ class Stage:
         with self.console.status(text):
             yield step
         took = perf_counter() - begin
-        self.console.print(f"  {text} [dim]… {step.result or 'done'} ({_duration(took)})", highlight=False)
+        self.console.print(f"  {text} [dim]… {step.result or 'done'} ({_duration(took)})", highlight=False, soft_wrap=True)
 
 
 @dataclass

@@ -28,6 +28,7 @@ from psycopg.errors import CheckViolation, InsufficientPrivilege, ObjectNotInPre
 
 from pg_llm_client import PgLlmChatMessageHistory, PgLlmSaver
 from pg_llm_client import text as client_text
+from tests.client_support import of, put, values
 from tests.support import Client, Database, raises
 from tools.cluster import ROOT
 
@@ -50,25 +51,6 @@ def agent(saver: BaseCheckpointSaver[Any], steps: int = 1) -> Any:
     builder.add_edge(START, "speak")
     builder.add_conditional_edges("speak", lambda state: "speak" if state["turns"] < steps else END)
     return builder.compile(checkpointer=saver)
-
-
-def of(thread: str, **more: str) -> Any:
-    """Return a configuration."""
-    return {"configurable": {"thread_id": thread, "checkpoint_ns": "", **more}}
-
-
-def put(saver: PgLlmSaver, config: Any, **values: Any) -> Any:
-    """Store a checkpoint in which all these values are new, and return its configuration."""
-    versions = dict.fromkeys(values, saver.get_next_version(None, None))
-    checkpoint = empty_checkpoint() | {"channel_values": values, "channel_versions": versions}
-    return saver.put(config, checkpoint, {"source": "loop", "step": 1}, versions)
-
-
-def values(saver: PgLlmSaver, config: Any) -> dict[str, Any]:
-    """Return what a checkpoint holds."""
-    found = saver.get_tuple(config)
-    assert found
-    return found.checkpoint["channel_values"]
 
 
 @pytest.fixture
@@ -212,37 +194,6 @@ def test_a_megabyte_of_state_is_stored_once(saver: PgLlmSaver, db: Client) -> No
     assert db.one("select count(*) from llm.checkpoint_blobs") == 0
 
 
-def test_what_is_loaded_may_be_changed_by_who_loaded_it(saver: PgLlmSaver) -> None:
-    config = put(saver, of("t"), messages=[AIMessage("x" * 300, id="1", additional_kwargs={"a": []})])
-    for _ in range(3):
-        (message,) = values(saver, config)["messages"]
-        assert message.additional_kwargs == {"a": []}
-        message.additional_kwargs["a"].append(1)
-        message.content = "changed"
-
-
-def test_a_message_changed_in_place_is_stored_as_it_is_now(saver: PgLlmSaver) -> None:
-    message = AIMessage("x" * 300, id="1")
-    config = put(saver, of("t"), messages=[message])
-    message.content = "y" * 300
-    config = put(saver, config, messages=[message])
-    assert values(saver, config)["messages"][0].content == "y" * 300
-
-
-def test_what_was_rolled_back_is_not_built_upon(database: Database) -> None:
-    """Another writer's piece may have the same number and length by now."""
-    client = database.client("app")
-    saver, other = PgLlmSaver(client.connection, tenant="a"), PgLlmSaver(database.client("app").connection, tenant="a")
-    first = put(saver, of("t"), words=["x" * 300])
-    assert values(other, first)
-    with client.connection.transaction(force_rollback=True):
-        put(saver, first, words=["x" * 300, "a" * 50])
-    put(other, first, words=["x" * 300, "b" * 50])
-    last = put(saver, first, words=["x" * 300, "a" * 50, "c" * 50])
-    assert values(saver, last)["words"] == ["x" * 300, "a" * 50, "c" * 50]
-    assert values(other, last)["words"] == ["x" * 300, "a" * 50, "c" * 50]
-
-
 def test_a_value_that_the_parent_lost_is_sent_again(saver: PgLlmSaver, db: Client) -> None:
     config = put(saver, of("t"), kept=["x" * 300])
     saver.delete_thread("t")
@@ -355,14 +306,6 @@ def test_another_serializer_is_taken_as_it_is(database: Database) -> None:
     for count in (100, 101, 102):
         config = put(saver, config, words=["word"] * count)
         assert values(saver, config) == {"words": ["word"] * count}
-
-
-def test_little_memory_is_enough(database: Database) -> None:
-    saver = PgLlmSaver(database.client("app").connection, tenant="a", memory=1_000)
-    config = of("t")
-    for count in (100, 101, 102):
-        config = put(saver, config, words=["word"] * count, more=["more"] * 300)
-        assert values(saver, config) == {"words": ["word"] * count, "more": ["more"] * 300}
 
 
 def test_misuse_is_told(saver: PgLlmSaver) -> None:

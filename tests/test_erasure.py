@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -186,6 +188,83 @@ def test_what_a_registered_table_holds_elsewhere_is_found(admin: Client, databas
     with admin.tenant("acme"):
         receipt = {row[0]: row[1:] for row in admin.rows(FORGET, ANNE)}
     assert receipt["llm.memories"] == ("delete", 4, 2, ["content", "value"])
+
+
+def put_checkpoint(app: Client, thread: str, **values: bytes) -> None:
+    """Put a checkpoint with these values, and one of them as a pending write, too."""
+    channels = {name: ["bytes", None, None, "", 0, place, None] for place, name in enumerate(values, 1)}
+    channels["little"] = ["bytes", b64encode(f"{thread} little".encode()).decode()]
+    app.run(
+        "select llm.put_checkpoint(%s, '', '1', null, %s, %s, %s, %s)",
+        thread, Jsonb({"v": 4}), Jsonb({"note": f"{thread} about"}), Jsonb(channels), list(values.values()),
+    )  # fmt: skip
+    contents = [values["own"], f"{thread} written".encode()]
+    app.run("select llm.put_checkpoint_writes(%s, '', '1', 'task', '', '{0,1}', '{own,b}', '{bytes,bytes}', %s)", thread, contents)
+
+
+@pytest.fixture
+def threads(admin: Client, database: Database) -> dict[str, list[bytes]]:
+    """The values of three threads, which have one in common: of Anne, of Bob, and of nobody, where Anne's name is."""
+    app = database.client("app")
+    shared = b"a document of all of them. " * 200
+    found: dict[str, list[bytes]] = {}
+    for thread, user in (("canary", ANNE), ("sparrow", BOB), ("nobody's", None)):
+        with app.tenant("acme"):
+            app.run("select llm.set_user(%s)", user)
+            put_checkpoint(app, thread, brief=thread.encode() * 50, own=f"{thread} of Anne Larsen, ".encode() * 200, shared=shared)
+            found[thread] = app.one("select contents from llm.get_checkpoint(%s)", thread)
+    return found
+
+
+def test_checkpoints_are_forgotten_and_what_they_share_stays(
+    admin: Client, database: Database, db: Client, threads: dict[str, list[bytes]], everything: Callable[[], dict[str, list[str]]]
+) -> None:
+    with admin.tenant("acme"):
+        receipt = {row[0]: row[1:3] for row in admin.rows(FORGET, ANNE)}
+    assert {table: told for table, told in receipt.items() if "checkpoint" in table} == {
+        "llm.checkpoint_threads": ("delete", 1), "llm.checkpoints": ("delete", 1), "llm.checkpoint_pieces": ("delete", 3),
+        "llm.checkpoint_writes": ("delete", 2),
+    }  # fmt: skip
+    forms = ("canary", b"canary".hex(), b64encode(b"canary little").decode())
+    left = everything()
+    assert [row for rows in left.values() for row in rows if any(form in row for form in forms)] == []
+    assert any(b"sparrow".hex() in row for row in left["llm.checkpoint_blobs"])
+    app = database.client("app")
+    with app.tenant("acme"):
+        assert app.rows("select from llm.get_checkpoint('canary')") == []
+        for thread in ("sparrow", "nobody's"):
+            assert app.one("select contents from llm.get_checkpoint(%s)", thread) == threads[thread]
+    assert db.rows("select * from llm.verify_checkpoints()") == []
+
+
+def test_bytes_are_searched_as_they_are_written(admin: Client, threads: dict[str, list[bytes]]) -> None:
+    search = "select relation, residual, columns from llm.forget_user(%s, p_dry_run => %s, p_also => %s) where residual > 0"
+    with admin.tenant("acme"):
+        assert admin.rows(search, ANNE, True, ["anne larsen"]) == []
+        assert admin.rows(search, ANNE, False, ["Anne Larsen"]) == [("llm.checkpoint_blobs", 2, ["content"])]
+
+
+def test_who_puts_a_checkpoint_meanwhile_waits_and_begins_anew(
+    admin: Client, database: Database, threads: dict[str, list[bytes]], db: Client
+) -> None:
+    app = database.client("app")
+
+    def put_late() -> None:
+        with app.tenant("acme"):
+            app.run("select llm.set_user(%s)", ANNE)
+            app.run("select llm.put_checkpoint('canary', '', '2', '1', '{}', '{}', '{}', '{}', '{}')")
+
+    with ThreadPoolExecutor(1) as pool:
+        with admin.tenant("acme"):
+            admin.run(FORGET, ANNE)
+            late = pool.submit(put_late)
+            while db.one("select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()") == 0:
+                assert not late.done()
+        late.result()
+    assert db.column("select checkpoint_id from llm.checkpoints c join llm.checkpoint_threads t using (thread_no) where thread_id = 'canary'") == [
+        "2"
+    ]
+    assert db.rows("select * from llm.verify_checkpoints()") == []
 
 
 def test_a_user_of_another_tenant_or_nobody_is_not_found(admin: Client, everything: Callable[[], dict[str, list[str]]]) -> None:

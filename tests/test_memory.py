@@ -375,6 +375,23 @@ def test_a_repeatable_read_transaction_does_not_overwrite_what_it_cannot_see(dat
 # Tenants
 
 
+def test_a_fact_of_a_user_who_is_hidden_is_not_contradicted(database: Database) -> None:
+    """RLS-04: an agent's fact on one user, while the agent works for another: refused at once."""
+    app = database.client("app")
+    app.run("set statement_timeout = '10s'")
+    remember = "select llm.remember('agent', 'helper', 'style', %s, %s)"
+    with app.tenant("acme"):
+        app.run("select llm.set_user(%s)", ANNE).run(remember, Jsonb("terse"), "")
+    with app.tenant("acme"):
+        app.run("select llm.set_user(%s)", BOB)
+        with raises(ExclusionViolation, match="style is known already, of another user", hint="p_subject"), app.transaction():
+            app.run(remember, Jsonb("long"), "")
+        app.run(remember, Jsonb("long"), "bob")
+    with app.tenant("acme"):
+        app.run(remember, Jsonb("long"), "")
+        assert app.column("select value from llm.list_memories('agent') order by subject") == ["long", "long"]
+
+
 def test_a_tenants_facts_are_nobody_elses(database: Database) -> None:
     """RLS-02, RLS-04, RLS-12: the same users, predicates and ids in two tenants, through every function."""
     app = database.client("app")

@@ -196,6 +196,9 @@ begin
         array_agg(
             case a.atttypid
                 when 'uuid'::regtype then format('coalesce(t.%I = $2, false)', a.attname)
+                when 'bytea'::regtype then format(
+                    'exists (select from unnest($3) n where position(convert_to(n, ''UTF8'') in t.%I) > 0)', a.attname
+                )
                 else format('exists (select from unnest($3) n where strpos(lower(t.%I::text), n) > 0)', a.attname)
             end
             order by a.attnum
@@ -208,7 +211,7 @@ begin
         and not a.attisdropped
         and a.atttypid in (
             'uuid'::regtype, 'text'::regtype, 'jsonb'::regtype, 'json'::regtype, 'varchar'::regtype, 'name'::regtype, 'uuid[]'::regtype,
-            'text[]'::regtype, 'jsonb[]'::regtype, 'varchar[]'::regtype
+            'text[]'::regtype, 'jsonb[]'::regtype, 'varchar[]'::regtype, 'bytea'::regtype
         );
     if v_tests is null then
         return query select 0::bigint, '{}'::text[];
@@ -229,8 +232,8 @@ end
 $$;
 
 comment on function llm._residual_rows(text, uuid, regclass, text[]) is
-'In how many rows of a table, besides those that are registered as the user''s, his id or another of p_needles (in lower case) stands, and in which
-columns of them: in all columns of text, JSON or UUIDs, and arrays of these.';
+'In how many rows of a table, besides those that are registered as the user''s, his id or another of p_needles (in lower case, for any) stands,
+and in which columns of them: in all columns of text, JSON or UUIDs, and arrays of these, and as it is written in those of bytes.';
 
 
 -- security definer: it reaches every table, whoever holds it, and writes to the audit log.
@@ -268,7 +271,8 @@ begin
                   hint = 'Run: select llm.set_user(null); first.';
     end if;
     -- What is shorter than three characters stands everywhere.
-    v_needles := array[p_user_id::text, replace(p_user_id::text, '-', '')] || array(select lower(n) from unnest(p_also) n where length(n) >= 3);
+    v_needles := array[p_user_id::text, replace(p_user_id::text, '-', '')]
+        || array(select v from unnest(p_also) n cross join lateral unnest(array[n, lower(n)]) v where length(n) >= 3);
 
     if not p_dry_run then
         -- From those that others refer to: in the order of all who add rows.
@@ -335,9 +339,9 @@ alter function llm.forget_user(uuid, text, boolean, text[]) owner to llm_owner;
 
 comment on function llm.forget_user(uuid, text, boolean, text[]) is
 'Forgets a user of the tenant, in this transaction: does with his rows what each table is registered for (llm.register_personal_data), then looks for
-him in all text, JSON and UUIDs that the tenant has in schema llm. p_user_id: whom; p_reason: for the audit log; p_dry_run: true changes nothing and
-tells what would be done; p_also: more to look for, such as his name and address, each of at least 3 characters. Returns a receipt, a row a table,
-which is an event user_forgotten of the audit log too. For llm_admin. Errors: invalid_parameter_value without a tenant or a user;
+him in all text, JSON, UUIDs and bytes that the tenant has in schema llm. p_user_id: whom; p_reason: for the audit log; p_dry_run: true changes
+nothing and tells what would be done; p_also: more to look for, such as his name and address, each of at least 3 characters. Returns a receipt, a
+row a table, which is an event user_forgotten of the audit log too. For llm_admin. Errors: invalid_parameter_value without a tenant or a user;
 insufficient_privilege when llm.set_user() told of another.';
 
 

@@ -87,9 +87,7 @@ begin
     set known = tstzrange(lower(m.known), p_at)
     where m.tenant_id = p_tenant
         and m.memory_id = p_old;
-    insert into llm.memories (
-        tenant_id, scope, owner, user_id, subject, predicate, value, content, many, metadata, source, valid, known
-    )
+    insert into llm.memories (tenant_id, scope, owner, user_id, subject, predicate, value, content, many, metadata, source, valid, known)
     select
         m.tenant_id, m.scope, m.owner, m.user_id, m.subject, m.predicate, m.value, m.content, m.many, m.metadata, m.source, r.valid,
         tstzrange(p_at, null)
@@ -167,7 +165,7 @@ begin
                   hint = 'It ends after it begins; without p_valid_from it begins now.';
     end if;
 
-    loop
+    for v_try in 1 .. 100 loop
         -- Where an old fact was cut already, the new one begins, or there would be a gap.
         if not v_is_cut then
             v_valid := tstzrange(nullif(coalesce(p_fact.valid_from, clock_timestamp()), '-infinity'), nullif(p_fact.valid_to, 'infinity'));
@@ -214,18 +212,21 @@ begin
         end loop;
         exit when v_new is not null;
 
-        insert into llm.memories (
-            tenant_id, scope, owner, user_id, subject, predicate, value, content, many, metadata, source, valid, known
-        )
+        insert into llm.memories (tenant_id, scope, owner, user_id, subject, predicate, value, content, many, metadata, source, valid, known)
         values (
             p_tenant, p_fact.scope, p_fact.owner, p_fact.user_id, p_fact.subject, p_fact.predicate, p_fact.value, p_fact.content, p_fact.many,
             p_fact.metadata, p_fact.source, v_valid, tstzrange(coalesce(v_at, llm._known_after(p_tenant, p_fact)), null)
         )
         on conflict do nothing
         returning memory_id into v_new;
-        -- None when another session has just remembered something of the same: now it can be seen.
+        -- None when another session has just remembered some of it: now that can be seen, unless it is of a user who is hidden from this one.
         exit when v_new is not null;
     end loop;
+    if v_new is null then
+        raise exception '% is known already, of another user', p_fact.predicate
+            using errcode = 'exclusion_violation',
+                  hint = 'Give each user a p_subject or an owner of his own, or work for nobody: select llm.set_user(null).';
+    end if;
 
     select f.* into v_fact from llm.memory_facts f where f.tenant_id = p_tenant and f.memory_id = v_new;
     return v_fact;
@@ -273,8 +274,8 @@ comment on function llm.remember(text, text, text, jsonb, text, text, uuid, time
 p_subject: of what, '''' for the owner; p_value: what it is; p_content: the same in words, for search; p_user_id: whom it concerns, by default the
 user who owns it or whom llm.set_user() told; p_valid_from, p_valid_to: when it holds (inclusive, exclusive), null for now and for ever, -infinity for
 always; p_many: whether the predicate has many values at a time; p_replace: false refuses what contradicts; p_metadata, p_source: anything else, and
-where it is from. What is known already is not written again. Returns the fact. Errors: exclusion_violation without p_replace;
-invalid_parameter_value, null_value_not_allowed, program_limit_exceeded; object_not_in_prerequisite_state without a tenant.';
+where it is from. What is known already is not written again. Returns the fact. Errors: exclusion_violation without p_replace, or for what is known of
+another user than llm.set_user() told; invalid_parameter_value, null_value_not_allowed, program_limit_exceeded; object_not_in_prerequisite_state.';
 
 
 create function llm.remember_all(

@@ -214,7 +214,7 @@ class PgLlmSaver(BaseCheckpointSaver[Any]):
         parcel = Parcel()
         for channel in values:
             if channel in new_versions:
-                parcel.add(channel, *self.serde.dumps_typed(values[channel]), before.get(channel))
+                parcel.add(channel, values[channel], before.get(channel), self.serde.dumps_typed)
         for _ in range(3):
             ((stored, channels, missing),) = yield (
                 "r.stored, r.channels::text, r.missing",
@@ -232,7 +232,7 @@ class PgLlmSaver(BaseCheckpointSaver[Any]):
             changed = [*(channel for channel in parcel.channels if channel not in missing), *missing]
             whole = Parcel()
             for channel in changed:
-                whole.add(channel, *self.serde.dumps_typed(values[channel]), None if channel in missing else before.get(channel))
+                whole.add(channel, values[channel], None if channel in missing else before.get(channel), self.serde.dumps_typed)
             parcel = whole
             unchanged = [channel for channel in unchanged if channel not in missing]
         raise RuntimeError(f"checkpoint {checkpoint['id']} cannot be stored: the server keeps asking for the values of {', '.join(missing)}")

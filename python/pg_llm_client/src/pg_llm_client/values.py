@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import ormsgpack
+
 #: A value as large as this is part of its checkpoint, since a row of its own would be larger.
 SMALL = 128
 
@@ -18,6 +20,16 @@ _HEADS = dict.fromkeys(range(0x80, 0xA0), 1) | {0xDC: 3, 0xDD: 5, 0xDE: 3, 0xDF:
 
 #: Where LangChain's messages are defined: plain data, which a pickle copies as it is.
 MESSAGES = "langchain_core.messages."
+
+#: How LangGraph's serializer packs, but for what it has to be told how: that fails here.
+_PLAIN = (
+    ormsgpack.OPT_NON_STR_KEYS
+    | ormsgpack.OPT_PASSTHROUGH_DATACLASS
+    | ormsgpack.OPT_PASSTHROUGH_DATETIME
+    | ormsgpack.OPT_PASSTHROUGH_ENUM
+    | ormsgpack.OPT_PASSTHROUGH_UUID
+    | ormsgpack.OPT_REPLACE_SURROGATES
+)
 
 #: A thread and a namespace of it.
 Place = tuple[str, str]
@@ -32,11 +44,24 @@ class Known:
     digest: str
     body: bytes
     copies: Copies
+    looks: Looks
 
     @property
     def weight(self) -> int:
         """The bytes that it takes."""
-        return len(self.body) + sum(map(len, self.copies.parts))
+        return len(self.body) + sum(map(len, self.copies.parts)) + len(self.looks.fields)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What the first messages of a list, `size` bytes of its body, were when they were serialized: comparing is faster than serializing again.
+
+    `fields` are packed as the serializer packs them, so that what is the same here is the same there.
+    """
+
+    types: tuple[type, ...] = ()
+    fields: bytes = b""
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,26 +107,25 @@ class Parcel:
     def __init__(self) -> None:
         self.channels: dict[str, list[Any]] = {}
         self.contents: list[bytes] = []
-        self._bodies: dict[str, tuple[bytes, Copies]] = {}
+        self._bodies: dict[str, tuple[bytes, Copies, Looks]] = {}
 
-    def add(self, channel: str, type_: str, data: bytes, known: Known | None) -> None:
+    def add(self, channel: str, value: Any, known: Known | None, dumps: Callable[[Any], tuple[str, bytes]]) -> None:
         """Add a value: what goes beyond the known one, if that is how this one begins."""
-        if len(data) <= SMALL:
-            self.channels[channel] = [type_, _text(data)]
+        type_, head, body, looks = _encoded(value, known, dumps)
+        if len(head) + len(body) <= SMALL:
+            self.channels[channel] = [type_, _text(head + body)]
             return
-        size = _HEADS.get(data[0], 0) if type_ == "msgpack" else 0
-        head, body = data[:size], data[size:]
         keep = _common(known.body, body) if known else 0
         if keep < SMALL:
             known, keep = None, 0
-        self._bodies[channel] = body, known.copies if known and known.copies.size <= keep else Copies()
+        self._bodies[channel] = body, known.copies if known and known.copies.size <= keep else Copies(), looks
         self.contents.append(body[keep:])
         log = [known.log, known.number] if known else [None, None]
         self.channels[channel] = [type_, *log, _text(head), keep, len(self.contents), known.digest if known else None]
 
     def known(self, stored: dict[str, list[Any]]) -> dict[str, Known]:
         """Return what is known now, by what the server says it stored."""
-        return {channel: _known(stored[channel], body, copies) for channel, (body, copies) in self._bodies.items()}
+        return {channel: _known(stored[channel], *remembered) for channel, remembered in self._bodies.items()}
 
 
 def loaded(stored: list[Any], content: bytes, number: int, before: Known | None, loads: Callable[[tuple[str, bytes]], Any]) -> tuple[Any, Known]:
@@ -116,23 +140,54 @@ def loaded(stored: list[Any], content: bytes, number: int, before: Known | None,
     return _decoded(stored, content, before, loads)
 
 
+def _encoded(value: Any, known: Known | None, dumps: Callable[[Any], tuple[str, bytes]]) -> tuple[str, bytes, bytes, Looks]:
+    """Return a value's type, head and body, and what its messages are. Messages that were serialized before are not serialized again."""
+    # Looked at first: what another thread changes from now on is found out next time.
+    types, fields = _look(value)
+    before = known.looks if known else Looks()
+    if known and before.types and types[: len(before.types)] == before.types and fields.startswith(before.fields):
+        type_, rest = dumps(value[len(before.types) :])
+        if size := _head_size(type_, rest):
+            body = known.body[: before.size] + rest[size:]
+            return type_, _head(len(types)), body, Looks(types, fields, len(body))
+    type_, data = dumps(value)
+    size = _head_size(type_, data)
+    return type_, data[:size], data[size:], Looks(types, fields, len(data) - size) if size else Looks()
+
+
+def _head_size(type_: str, data: bytes) -> int:
+    return _HEADS.get(data[0], 0) if type_ == "msgpack" else 0
+
+
+def _look(value: Any) -> tuple[tuple[type, ...], bytes]:
+    """Return types and fields of a list of messages; nothing of any other value."""
+    if type(value) is not list or not value or not all(type(element).__module__.startswith(MESSAGES) for element in value):
+        return (), b""
+    try:
+        packed = ormsgpack.packb([(element.__dict__, element.__pydantic_extra__) for element in value], option=_PLAIN)
+    except (ormsgpack.MsgpackEncodeError, AttributeError):
+        return (), b""
+    return tuple(map(type, value)), packed[_HEADS[packed[0]] :]
+
+
 def _decoded(stored: list[Any], body: bytes, before: Known | None, loads: Callable[[tuple[str, bytes]], Any]) -> tuple[Any, Known]:
     type_, head = stored[0], b64decode(stored[3])
     count = _count(head) if type_ == "msgpack" else None
     if count is None:
-        return loads((type_, head + body)), _known(stored, body, Copies())
+        return loads((type_, head + body)), _known(stored, body, Copies(), Looks())
     copies = before.copies if before else Copies()
     if not before or count < copies.count or body[: copies.size] != before.body[: copies.size]:
         copies = Copies()
+    looks = before.looks if before and body.startswith(before.body[: before.looks.size]) else Looks()
     value = [message for part in copies.parts for message in pickle.loads(part)]  # noqa: S301 - of this process, from its own memory
     rest = loads((type_, _head(count - copies.count) + body[copies.size :]))
     if rest and all(type(element).__module__.startswith(MESSAGES) for element in rest):
         copies = Copies((*copies.parts, pickle.dumps(rest)), count, len(body))
-    return value + rest, _known(stored, body, copies)
+    return value + rest, _known(stored, body, copies, looks)
 
 
-def _known(stored: list[Any], body: bytes, copies: Copies) -> Known:
-    return Known(stored[1], stored[2], stored[4], body, copies)
+def _known(stored: list[Any], body: bytes, copies: Copies, looks: Looks) -> Known:
+    return Known(stored[1], stored[2], stored[4], body, copies, looks)
 
 
 def _count(head: bytes) -> int | None:
@@ -144,7 +199,7 @@ def _count(head: bytes) -> int | None:
 
 def _head(count: int) -> bytes:
     """Return the head of a msgpack list."""
-    return b"\xdd" + count.to_bytes(4, "big")
+    return b"\xdc" + count.to_bytes(2, "big") if count < 2**16 else b"\xdd" + count.to_bytes(4, "big")
 
 
 def _text(data: bytes) -> str:
