@@ -19,6 +19,8 @@ type Finding = tuple[int, str]
 INLINED = (
     "llm._claimed_tenant()",
     "llm.current_user_id()",
+    "llm._message_id()",
+    "llm._newest_messages(p_tenant text,p_conversation_id uuid,p_branch bigint,p_upto bigint,p_before bigint,p_limit bigint)",
     (
         "llm._audit_leaf(p_tenant_id text,p_id bigint,p_timestamp timestamptz,p_user_id text,p_action text,p_object_type text,p_object_id text,"
         "p_details jsonb,p_client_info jsonb,p_before jsonb,p_after jsonb,p_sensitive_hash bytea,p_login_role text,p_client_address inet,"

@@ -28,9 +28,22 @@ create function llm._conversation_tenant()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_is_ready boolean := llm._require_storage();
-    v_tenant   text := llm.current_tenant();
+    v_tenant text;
 begin
+    -- What llm._require_storage() and llm.current_tenant() ask first, at once: this precedes all that is done with messages.
+    if to_regclass('llm.schema_migrations') is not null then
+        select r.tenant_id
+        into v_tenant
+        from llm.schema_migrations s
+        left join llm.tenant_roles r on r.role_name = session_user
+        where s.name = 'pg_llm'
+            and s.checksum = llm._storage_checksum();
+    end if;
+    if not found then
+        perform llm._require_storage();
+    end if;
+
+    v_tenant := coalesce(v_tenant, llm.current_tenant());
     if v_tenant is null then
         raise exception 'conversations are a tenant''s, and no tenant is set'
             using errcode = 'object_not_in_prerequisite_state',

@@ -19,6 +19,36 @@ comment on function llm._refuse_message_id(uuid) is
 
 -- Reading
 
+create function llm._newest_messages(
+    p_tenant          text,
+    p_conversation_id uuid,
+    p_branch          bigint,
+    p_upto            bigint,
+    p_before          bigint,
+    p_limit           bigint
+)
+    returns setof llm.message
+    language sql
+    stable
+as $$
+    select
+        m.conversation_id, m.message_id, m.branch, m.seq, m.role, m.content, m.status, m.is_pinned, m.token_count, m.cost, m.rating, m.feedback,
+        m.metadata, m.created_at, m.updated_at
+    from llm.messages m
+    where m.tenant_id operator(pg_catalog.=) p_tenant
+        and m.conversation_id operator(pg_catalog.=) p_conversation_id
+        and m.branch operator(pg_catalog.=) p_branch
+        and m.seq operator(pg_catalog.<=) p_upto
+        and m.seq operator(pg_catalog.<) coalesce(p_before, 9223372036854775807)
+        and m.deleted_at is null
+    order by m.seq desc
+    limit p_limit
+$$;
+
+comment on function llm._newest_messages(text, uuid, bigint, bigint, bigint, bigint) is
+'The newest messages that were appended to a branch itself, up to a number and before a number, newest first. Inlined where it is used.';
+
+
 -- security definer: for its own tenant alone, checked once, where row-level security would ask for each table; users' rows are still theirs alone.
 create function llm.get_messages(
     p_conversation_id uuid,
@@ -37,31 +67,30 @@ create function llm.get_messages(
 as $$
 declare
     v_tenant text := llm._conversation_tenant();
-    v_branch bigint := llm._branch(v_tenant, p_conversation_id, p_branch);
-    v_before bigint := coalesce(p_before, 9223372036854775807);
-    v_after  bigint := coalesce(p_after, 0);
+    v_branch bigint;
 begin
-    -- Limited twice: inside, a branch gives what it has, in order; outside, reading ends with the branch that fills the page.
-    if p_after is null then
+    select coalesce(p_branch, c.branch)
+    into v_branch
+    from llm.conversations c
+    where c.tenant_id = v_tenant
+        and c.conversation_id = p_conversation_id
+        and c.deleted_at is null
+        and (p_branch is null or p_branch between 0 and c.last_branch);
+    if not found then
+        perform llm._branch(v_tenant, p_conversation_id, p_branch);
+    end if;
+
+    if p_after is null and v_branch = 0 then
+        return query
+            select * from llm._newest_messages(v_tenant, p_conversation_id, 0::bigint, 9223372036854775807, p_before, p_limit) m order by m.seq;
+    elsif p_after is null then
+        -- Limited twice: inside, a branch gives what it has, in order; outside, reading ends with the branch that fills the page.
         return query
             select r.*
             from (
                 select m.*
                 from llm._branch_path(v_tenant, p_conversation_id, v_branch) p
-                cross join lateral (
-                    select
-                        m.conversation_id, m.message_id, m.branch, m.seq, m.role, m.content, m.status, m.is_pinned, m.token_count, m.cost, m.rating,
-                        m.feedback, m.metadata, m.created_at, m.updated_at
-                    from llm.messages m
-                    where m.tenant_id = v_tenant
-                        and m.conversation_id = p_conversation_id
-                        and m.branch = p.branch
-                        and m.seq <= p.upto
-                        and m.seq < v_before
-                        and m.deleted_at is null
-                    order by m.seq desc
-                    limit p_limit
-                ) m
+                cross join lateral llm._newest_messages(v_tenant, p_conversation_id, p.branch, p.upto, p_before, p_limit) m
                 limit p_limit
             ) r
             order by r.seq;
@@ -80,8 +109,8 @@ begin
                         and m.conversation_id = p_conversation_id
                         and m.branch = p.branch
                         and m.seq <= p.upto
-                        and m.seq < v_before
-                        and m.seq > v_after
+                        and m.seq < coalesce(p_before, 9223372036854775807)
+                        and m.seq > p_after
                         and m.deleted_at is null
                     order by m.seq
                     limit p_limit
@@ -98,6 +127,49 @@ alter function llm.get_messages(uuid, bigint, bigint, bigint, bigint) owner to l
 comment on function llm.get_messages(uuid, bigint, bigint, bigint, bigint) is
 'A page of a conversation, in order of numbers: the newest messages, or those right before number p_before; or with p_after those right after that
 number. p_limit: at most so many; p_branch: by default that of the conversation. Errors: no_data_found for an unknown conversation or branch.';
+
+
+-- security definer: as llm.get_messages().
+create function llm.append_and_read(
+    p_conversation_id uuid,
+    p_role            text,
+    p_content         text default null,
+    p_parts           text default null,
+    p_message_id      uuid default null,
+    p_token_count     integer default null,
+    p_cost            double precision default null,
+    p_metadata        jsonb default null,
+    p_limit           bigint default 50
+)
+    returns setof llm.message
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
+as $$
+declare
+    v_tenant   text := llm._conversation_tenant();
+    v_appended llm.appended_message;
+begin
+    v_appended := llm._append_message(
+        v_tenant, p_conversation_id, p_role, p_content, p_parts, p_message_id, p_token_count, p_cost, 'complete'::text, p_metadata, false,
+        null::bigint
+    );
+    if v_appended.branch = 0 then
+        return query
+            select * from llm._newest_messages(v_tenant, p_conversation_id, 0::bigint, 9223372036854775807, null::bigint, p_limit) m order by m.seq;
+    else
+        return query
+            select * from llm.get_messages(p_conversation_id, null::bigint, null::bigint, p_limit, v_appended.branch);
+    end if;
+end
+$$;
+
+alter function llm.append_and_read(uuid, text, text, text, uuid, integer, double precision, jsonb, bigint) owner to llm_owner;
+
+comment on function llm.append_and_read(uuid, text, text, text, uuid, integer, double precision, jsonb, bigint) is
+'A turn of a chat in one statement: as llm.append_message(), then as llm.get_messages(): appends a message and returns the newest ones, it last.';
 
 
 create function llm.get_messages_by_id(
@@ -425,10 +497,10 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_owner'],
-    '_lock_message'
+    '_lock_message', '_newest_messages'
 );
 
 select llm._grant_execute(
     array['llm_admin', 'llm_app'],
-    'update_message', 'delete_message', 'rate_message', 'pin_message'
+    'append_and_read', 'update_message', 'delete_message', 'rate_message', 'pin_message'
 );
