@@ -32,6 +32,7 @@ INLINED = (
 
 #: Not pinned, because PostgreSQL lets no procedure with a SET clause commit: fully qualified, types included.
 COMMITTING = (
+    "llm.index_new_messages()",
     "llm.manage_partitions(INOUT p_ok boolean)",
     "llm.rewrap(p_table regclass,p_column name,p_tenant text,p_batch integer,INOUT p_outcome text,INOUT p_rewrapped bigint)",
 )

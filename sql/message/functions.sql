@@ -129,49 +129,6 @@ comment on function llm.get_messages(uuid, bigint, bigint, bigint, bigint) is
 number. p_limit: at most so many; p_branch: by default that of the conversation. Errors: no_data_found for an unknown conversation or branch.';
 
 
--- security definer: as llm.get_messages().
-create function llm.append_and_read(
-    p_conversation_id uuid,
-    p_role            text,
-    p_content         text default null,
-    p_parts           text default null,
-    p_message_id      uuid default null,
-    p_token_count     integer default null,
-    p_cost            double precision default null,
-    p_metadata        jsonb default null,
-    p_limit           bigint default 50
-)
-    returns setof llm.message
-    language plpgsql
-    volatile
-    security definer
-    set search_path = pg_catalog, pg_temp
-    set plan_cache_mode = force_generic_plan
-as $$
-declare
-    v_tenant   text := llm._conversation_tenant();
-    v_appended llm.appended_message;
-begin
-    v_appended := llm._append_message(
-        v_tenant, p_conversation_id, p_role, p_content, p_parts, p_message_id, p_token_count, p_cost, 'complete'::text, p_metadata, false,
-        null::bigint
-    );
-    if v_appended.branch = 0 then
-        return query
-            select * from llm._newest_messages(v_tenant, p_conversation_id, 0::bigint, 9223372036854775807, null::bigint, p_limit) m order by m.seq;
-    else
-        return query
-            select * from llm.get_messages(p_conversation_id, null::bigint, null::bigint, p_limit, v_appended.branch);
-    end if;
-end
-$$;
-
-alter function llm.append_and_read(uuid, text, text, text, uuid, integer, double precision, jsonb, bigint) owner to llm_owner;
-
-comment on function llm.append_and_read(uuid, text, text, text, uuid, integer, double precision, jsonb, bigint) is
-'A turn of a chat in one statement: as llm.append_message(), then as llm.get_messages(): appends a message and returns the newest ones, it last.';
-
-
 create function llm.get_messages_by_id(
     p_message_ids uuid[]
 )
@@ -179,17 +136,25 @@ create function llm.get_messages_by_id(
     language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
+    -- As llm.get_conversations().
+    set plan_cache_mode = force_generic_plan
 as $$
 declare
     v_tenant text := llm._conversation_tenant();
 begin
     return query
-        select
-            m.conversation_id, m.message_id, m.branch, m.seq, m.role, m.content, m.status, m.is_pinned, m.token_count, m.cost, m.rating,
-            m.feedback, m.metadata, m.created_at, m.updated_at
+        select m.*
         from unnest(p_message_ids) with ordinality i (id, number)
-        join llm.messages m on m.tenant_id = v_tenant and m.message_id = i.id
-        where m.deleted_at is null
+        cross join lateral (
+            select
+                m.conversation_id, m.message_id, m.branch, m.seq, m.role, m.content, m.status, m.is_pinned, m.token_count, m.cost, m.rating,
+                m.feedback, m.metadata, m.created_at, m.updated_at
+            from llm.messages m
+            where m.tenant_id = v_tenant
+                and m.message_id = i.id
+                and m.deleted_at is null
+            limit 1
+        ) m
         order by i.number;
 end
 $$;
@@ -502,5 +467,5 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_admin', 'llm_app'],
-    'append_and_read', 'update_message', 'delete_message', 'rate_message', 'pin_message'
+    'update_message', 'delete_message', 'rate_message', 'pin_message'
 );
