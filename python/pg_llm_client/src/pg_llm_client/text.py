@@ -45,7 +45,7 @@ def is_clean(text: str) -> bool:
 
 def original(text: str) -> str:
     """Return what `clean` was given."""
-    return _MARKED.sub(lambda match: chr(int(match[1], 16)), text)
+    return _MARKED.sub(lambda match: chr(int(match[1], 16)), text) if MARK in text else text
 
 
 def _changed(value: Any, change: Any) -> Any:
