@@ -10,10 +10,12 @@ from time import perf_counter
 from uuid import UUID, uuid4
 
 import psycopg
-from langchain_core.messages import BaseMessage, HumanMessage, messages_from_dict
+from langchain_core.chat_history import BaseChatMessageHistory
+from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_postgres import PostgresChatMessageHistory
 
 from bench.support import AtLeast, database, fact, kept, line, medians, once, one, pgbench, title
+from pg_llm_client import PgLlmChatMessageHistory
 from tools.cluster import Cluster
 
 PROSE = (Path(__file__).parent.parent / "docs" / "coherence.md").read_text().split()
@@ -35,11 +37,12 @@ INSERT = """
     returning message_id
     """
 SELECT = """
-    select * from (
-        select message_id, seq, role, content from llm.messages
+    select role, content #>> '{}' from (
+        select seq, role, content from llm.messages
         where conversation_id = %s and branch = 0 and deleted_at is null order by seq desc limit 50
     ) m order by seq
     """
+TURN = "select role, content #>> '{}' from llm.append_and_read(%s, 'user', %s, p_token_count => 20)"
 
 
 def run(cluster: Cluster, *, quick: bool) -> None:
@@ -73,24 +76,25 @@ def batch(messages: int, words: int = 20) -> str:
 
 
 def one_by_one(cluster: Cluster, superuser: psycopg.Connection, *, quick: bool) -> None:
-    """Append a message and read the last 50, each in a transaction of its own."""
+    """Append a message and read the last 50."""
     rounds, calls, sessions = (3, 50, 100) if quick else (7, 200, 400)
     with cluster.connect("chat", "bound") as ours, cluster.connect("chat", "hand") as hand, cluster.connect("chat") as theirs:
         for connection in (ours, hand, theirs):
             connection.prepare_threshold = 0
         conversations = [new_conversation(ours, WINDOW - 1) for _ in range(sessions)]
         PostgresChatMessageHistory.create_tables(theirs, "chat_history")
-        histories = [PostgresChatMessageHistory("chat_history", str(uuid4()), sync_connection=theirs) for _ in range(sessions)]
-        for history in histories:
+        their_histories = [PostgresChatMessageHistory("chat_history", str(uuid4()), sync_connection=theirs) for _ in range(sessions)]
+        our_histories = [PgLlmChatMessageHistory(ours, uuid4()) for _ in range(sessions)]
+        for history in (*our_histories, *their_histories):
             history.add_messages([HumanMessage(text(20)) for _ in range(WINDOW - 1)])
         superuser.execute("vacuum analyze")
 
-        def append(conversation: UUID) -> list[tuple[object, ...]]:
-            ours.execute("select * from llm.append_message(%s, 'user', %s, p_token_count => 20)", [conversation, text(20)]).fetchone()
-            return ours.execute("select message_id, seq, role, content from llm.get_messages(%s)", [conversation]).fetchall()
+        def turn(conversation: UUID) -> list[tuple[object, ...]]:
+            return ours.execute(TURN, [conversation, text(20)]).fetchall()
 
-        def append_as_langchain(conversation: UUID) -> list[BaseMessage]:
-            return messages_from_dict([{"type": "human", "data": {"content": content}} for *_, content in append(conversation)])
+        def append_and_get(conversation: UUID) -> list[tuple[object, ...]]:
+            ours.execute("select llm.append_message(%s, 'user', %s, p_token_count => 20)", [conversation, text(20)])
+            return ours.execute("select role, content #>> '{}' from llm.get_messages(%s)", [conversation]).fetchall()
 
         def append_by_hand(conversation: UUID) -> list[tuple[object, ...]]:
             with hand.transaction():
@@ -100,24 +104,27 @@ def one_by_one(cluster: Cluster, superuser: psycopg.Connection, *, quick: bool) 
                 hand.execute(INSERT, [tenant, conversation, branch, seq, user, text(20), 20]).fetchone()
             return hand.execute(SELECT, [conversation]).fetchall()
 
-        def append_to_history(history: PostgresChatMessageHistory) -> list[BaseMessage]:
+        def append_to_history(history: BaseChatMessageHistory) -> list[BaseMessage]:
             history.add_messages([HumanMessage(text(20))])
             return history.messages
 
-        for commit in ("on", "off"):
+        for commit in ("off", "on"):
             for connection in (ours, hand, theirs):
                 connection.execute(f"set synchronous_commit = {commit}")
             time = medians(
                 rounds,
-                ours=repeat(append, conversations, calls),
-                langchain=repeat(append_as_langchain, conversations, calls),
+                turn=repeat(turn, conversations, calls),
+                calls=repeat(append_and_get, conversations, calls),
+                history=repeat(append_to_history, our_histories, calls),
                 hand=repeat(append_by_hand, conversations, calls),
-                history=repeat(append_to_history, histories, calls),
+                theirs=repeat(append_to_history, their_histories, calls),
             )
-            title(f"append a message and read the last {WINDOW} (20 words each, a transaction each, synchronous_commit {commit})")
-            line("rows", time["ours"], "PostgresChatMessageHistory", time["history"], AtLeast(1.5))
-            line("LangChain messages", time["langchain"], "PostgresChatMessageHistory", time["history"])
-            line("rows", time["ours"], "UPDATE, INSERT, SELECT by hand", time["hand"], AtLeast(0.8))
+            title(f"append a message and read the last {WINDOW} (20 words each, synchronous_commit {commit})")
+            line("append_and_read", time["turn"], "PostgresChatMessageHistory", time["theirs"], AtLeast(1.5))
+            line("append_message, get_messages", time["calls"], "PostgresChatMessageHistory", time["theirs"])
+            line("PgLlmChatMessageHistory", time["history"], "PostgresChatMessageHistory", time["theirs"])
+            line("append_and_read", time["turn"], "UPDATE, INSERT, SELECT by hand", time["hand"], AtLeast(0.8))
+            line("append_message, get_messages", time["calls"], "UPDATE, INSERT, SELECT by hand", time["hand"], AtLeast(0.8))
 
 
 def repeat[T](call: Callable[[T], object], values: list[T], calls: int) -> Callable[[], float]:

@@ -79,6 +79,36 @@ def test_a_message_is_as_it_was_appended(bound: Client, conversation: UUID) -> N
     )
 
 
+@pytest.mark.parametrize("statement", [
+    "select llm.append_message(%s, 'user', 'x', p_create => true)",
+    "select llm.append_message(%s, 'user', 'x', p_message_id => gen_random_uuid(), p_create => true)",
+    """select llm.append_messages(%s, '[{"role": "user", "content": "x"}]', p_create => true)""",
+])  # fmt: skip
+def test_a_conversation_is_begun_with_its_first_message(bound: Client, db: Client, statement: str) -> None:
+    with bound.transaction():
+        bound.run("select llm.set_user(%s)", ID).run(statement, ID).run(statement, ID)
+    assert bound.row("select user_id, last_seq from llm.get_conversation(%s)", ID) == (ID, 2)
+    with bound.transaction():
+        bound.run("select llm.set_user(%s)", UUID(int=11))
+        with raises(UniqueViolation, "cannot be created", hint="taken"), bound.transaction():
+            bound.run(statement, ID)
+    with db.tenant("other"):
+        db.run(statement, ID)
+        assert db.one("select last_seq from llm.get_conversation(%s)", ID) == 1
+    bound.run("select llm.delete_conversation(%s)", ID)
+    with raises(UniqueViolation, "cannot be created", hint="taken"):
+        bound.run(statement, ID)
+    with raises(NoDataFound, "does not exist", hint="list_conversations"):
+        bound.run(statement.replace("true", "false"), UUID(int=404))
+
+
+def test_sixteen_begin_one_conversation(database: Database, db: Client, bound: Client) -> None:
+    clients = [bound, *database.clients(15, "app")]
+    at_once(clients, "select llm.append_message(%s, 'user', 'x', p_create => true)::text", ID)
+    assert db.rows(BROKEN) == []
+    assert db.row("select last_seq, message_count from llm.conversations") == (16, 16)
+
+
 def test_cost_is_counted_exactly(bound: Client, conversation: UUID) -> None:
     for _ in range(10):
         append(bound, conversation, cost=0.1)

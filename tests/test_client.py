@@ -353,6 +353,30 @@ def test_a_chat_history_keeps_messages_exactly(database: Database) -> None:
     assert history.messages == wanted[:1]
 
 
+def test_a_chat_history_stores_plain_text_plainly(database: Database) -> None:
+    connection = database.client("app").connection
+    history = PgLlmChatMessageHistory(connection, UUID(int=9), tenant="a")
+    wanted = [HumanMessage("hello"), AIMessage("hi"), SystemMessage("brief"), HumanMessage("NUL \0, \u241b, \ud800"), AIMessage("x", id="1")]
+    for message in wanted:
+        history.add_messages([message])
+    assert history.messages == wanted
+    client = Client(connection)
+    with client.tenant("a"):
+        assert client.column("select metadata is null from llm.get_messages(%s)", UUID(int=9)) == [True] * 4 + [False]
+
+
+def test_a_chat_history_reads_what_others_wrote(database: Database) -> None:
+    connection = database.client("app").connection
+    history = PgLlmChatMessageHistory(connection, UUID(int=9), tenant="a")
+    history.add_messages([HumanMessage("hello")])
+    client = Client(connection)
+    with client.tenant("a"):
+        client.run("""select llm.append_message(%s, 'user', p_parts => '[{"type": "text", "text": "look"}]')""", UUID(int=9))
+        client.run("select llm.append_message(%s, 'tool', 'result')", UUID(int=9))
+    kinds = [HumanMessage("hello"), HumanMessage([{"type": "text", "text": "look"}]), ToolMessage("result", tool_call_id="")]
+    assert history.messages == kinds
+
+
 def test_a_chat_history_is_asynchronous_too(database: Database) -> None:
     async def run() -> list[BaseMessage]:
         dsn = database.cluster.dsn(database.name, "app")

@@ -32,6 +32,14 @@ def test_messages_come_in_the_order_asked_for(bound: Client, conversation: UUID)
     assert bound.one("select llm.message_exists(%s)", UUID(int=99)) is False
 
 
+def test_pages_of_what_does_not_exist_are_refused(bound: Client, conversation: UUID) -> None:
+    for branch in (-1, 1):
+        with raises(NoDataFound, f"has no branch {branch}", hint="the first is 0"):
+            bound.run("select llm.get_messages(%s, p_branch => %s)", conversation, branch)
+    with raises(NoDataFound, "does not exist", hint="list_conversations"):
+        bound.run("select llm.get_messages(%s)", UUID(int=404))
+
+
 def test_an_answer_is_streamed_and_ends(bound: Client, conversation: UUID) -> None:
     answer = bound.one("select message_id from llm.append_message(%s, 'assistant', '', p_status => 'streaming')", conversation)
     for content in ("I", "I see", "I see."):

@@ -6,7 +6,7 @@ import json
 from uuid import UUID
 
 import pytest
-from psycopg.errors import InvalidParameterValue
+from psycopg.errors import InvalidParameterValue, InvalidTransactionTermination
 
 from tests.support import Client, Database, raises
 
@@ -61,6 +61,20 @@ def test_a_conversation_somebody_writes_to_comes_later(bound: Client, database: 
         writer.run("select llm.append_message(%s, 'user', 'more')", conversation)
         assert bound.one("select llm.index_messages()") == 0
     assert bound.one("select llm.index_messages()") == 6
+
+
+def test_one_call_indexes_the_new_messages_of_all_tenants(bound: Client, db: Client) -> None:
+    """As a scheduler makes it."""
+    count = 2 * 2000 + 1
+    batch = json.dumps([{"role": "user", "content": "word"}] * count)
+    bound.run("select llm.append_messages(%s, %s, null, true)", UUID(int=21), batch)
+    with db.tenant("other"):
+        db.run("select llm.append_messages(%s, %s, null, true)", UUID(int=22), json.dumps([{"role": "user", "content": "word"}]))
+    db.run("call llm.index_new_messages()")
+    assert db.one("select count(*) from llm.message_index") == count + 1
+    assert db.one("select count(*) from llm.message_queue") == 0
+    with raises(InvalidTransactionTermination), bound.transaction():
+        bound.run("select llm.append_messages(%s, %s)", UUID(int=21), batch).run("call llm.index_new_messages()")
 
 
 def test_a_search_stays_in_its_conversation(bound: Client, conversation: UUID) -> None:

@@ -371,8 +371,12 @@ def test_what_there_is_to_call_it_is_explained(daily: Client, database: Database
     assert [ready for ready, _ in ways.values()] == [False] * 3
     assert "shared_preload_libraries" in ways["pg_cron"][1]
     assert f"'5 4 * * *', 'call llm.manage_partitions()', '{database.name}');" in ways["pg_cron"][1]
+    assert f"'* * * * *', 'call llm.index_new_messages()', '{database.name}');" in ways["pg_cron"][1]
     assert f"pg_partman_bgw.dbname = '{database.name}'" in ways["pg_partman_bgw"][1]
-    assert ways["the system's cron"][1] == f'5 4 * * * psql -X -d {database.name} -c "call llm.manage_partitions()"'
+    assert ways["the system's cron"][1].splitlines() == [
+        f'5 4 * * * psql -X -d {database.name} -c "call llm.manage_partitions()"',
+        f'* * * * * psql -X -d {database.name} -c "call llm.index_new_messages()"',
+    ]
     with raises(InvalidParameterValue, "scheduler at is unknown", hint="pg_cron"):
         daily.run("select llm.schedule_maintenance('at')")
 
@@ -405,7 +409,10 @@ def test_pg_cron_calls_it(scheduled: Client) -> None:
     scheduled.run("create extension pg_cron")
     for _ in range(2):
         assert scheduled.rows("select scheduler, is_ready from llm.schedule_maintenance(p_schedule => '1 seconds')") == [("pg_cron", True)]
-    assert scheduled.one("select count(*) from cron.job") == 1
+    assert scheduled.rows("select schedule, command from cron.job order by jobid") == [
+        ("1 seconds", "call llm.manage_partitions()"),
+        ("* * * * *", "call llm.index_new_messages()"),
+    ]
     while scheduled.one("select last_ok_at is null from llm.partition_status where parent = 'public.by_cron'"):
         pass
     assert scheduled.one(partitions) == 6

@@ -19,6 +19,8 @@ type Finding = tuple[int, str]
 INLINED = (
     "llm._claimed_tenant()",
     "llm.current_user_id()",
+    "llm._message_id()",
+    "llm._newest_messages(p_tenant text,p_conversation_id uuid,p_branch bigint,p_upto bigint,p_before bigint,p_limit bigint)",
     (
         "llm._audit_leaf(p_tenant_id text,p_id bigint,p_timestamp timestamptz,p_user_id text,p_action text,p_object_type text,p_object_id text,"
         "p_details jsonb,p_client_info jsonb,p_before jsonb,p_after jsonb,p_sensitive_hash bytea,p_login_role text,p_client_address inet,"
@@ -30,6 +32,7 @@ INLINED = (
 
 #: Not pinned, because PostgreSQL lets no procedure with a SET clause commit: fully qualified, types included.
 COMMITTING = (
+    "llm.index_new_messages()",
     "llm.manage_partitions(INOUT p_ok boolean)",
     "llm.rewrap(p_table regclass,p_column name,p_tenant text,p_batch integer,INOUT p_outcome text,INOUT p_rewrapped bigint)",
 )

@@ -290,7 +290,7 @@ begin
     );
     return llm.append_message(
         v_message.conversation_id, v_message.role, p_content, p_parts, null::uuid, p_token_count, null::double precision, 'complete'::text,
-        p_metadata, false, v_branch
+        p_metadata, false, v_branch, false
     );
 end
 $$;

@@ -28,9 +28,25 @@ create function llm._conversation_tenant()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_is_ready boolean := llm._require_storage();
-    v_tenant   text := llm.current_tenant();
+    v_tenant text;
 begin
+    -- What llm._require_storage() and llm.current_tenant() ask first, at once; twice, as in llm.current_tenant().
+    if to_regclass('llm.schema_migrations') is null then
+        perform llm._require_storage();
+    elsif current_user = 'llm_owner' then
+        select r.tenant_id into v_tenant
+        from llm.schema_migrations s left join llm.tenant_roles r on r.role_name = session_user
+        where s.name = 'pg_llm' and s.checksum = llm._storage_checksum();
+    else
+        select r.tenant_id into v_tenant
+        from llm.schema_migrations s left join llm.tenant_roles r on r.role_name = session_user
+        where s.name = 'pg_llm' and s.checksum = llm._storage_checksum();
+    end if;
+    if not found then
+        perform llm._require_storage();
+    end if;
+
+    v_tenant := coalesce(v_tenant, llm.current_tenant());
     if v_tenant is null then
         raise exception 'conversations are a tenant''s, and no tenant is set'
             using errcode = 'object_not_in_prerequisite_state',
@@ -42,25 +58,6 @@ $$;
 
 comment on function llm._conversation_tenant() is
 'The tenant whose conversations this transaction reads and writes. Errors: object_not_in_prerequisite_state when none is set.';
-
-
-create function llm._refuse_conversation(
-    p_conversation_id uuid
-)
-    returns void
-    language plpgsql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    raise exception 'conversation % does not exist', coalesce(p_conversation_id::text, 'null')
-        using errcode = 'no_data_found',
-              hint = 'It may be deleted, or another user''s: llm.list_conversations() lists those that there are.';
-end
-$$;
-
-comment on function llm._refuse_conversation(uuid) is
-'Raises no_data_found: there is no such conversation.';
 
 
 -- Writing
@@ -325,17 +322,25 @@ create function llm.get_conversations(
     language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
+    -- Planned once: otherwise for each call, because a plan for any number of ids looks dear beside one for one.
+    set plan_cache_mode = force_generic_plan
 as $$
 declare
     v_tenant text := llm._conversation_tenant();
 begin
     return query
-        select
-            c.conversation_id, c.user_id, c.session_id, c.title, c.tags, c.model_config, c.context, c.metadata, c.branch, c.last_seq, c.message_count,
-            c.token_count, c.cost, c.created_at, c.updated_at
+        select c.*
         from unnest(p_conversation_ids) with ordinality i (id, number)
-        join llm.conversations c on c.tenant_id = v_tenant and c.conversation_id = i.id
-        where c.deleted_at is null
+        cross join lateral (
+            select
+                c.conversation_id, c.user_id, c.session_id, c.title, c.tags, c.model_config, c.context, c.metadata, c.branch, c.last_seq,
+                c.message_count, c.token_count, c.cost, c.created_at, c.updated_at
+            from llm.conversations c
+            where c.tenant_id = v_tenant
+                and c.conversation_id = i.id
+                and c.deleted_at is null
+            limit 1  -- so that each is looked up by its key, whatever the planner thinks of their number
+        ) c
         order by i.number;
 end
 $$;
@@ -476,7 +481,7 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader'],
-    '_conversation_tenant', '_refuse_conversation'
+    '_conversation_tenant'
 );
 
 select llm._grant_execute(

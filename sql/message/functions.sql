@@ -19,6 +19,36 @@ comment on function llm._refuse_message_id(uuid) is
 
 -- Reading
 
+create function llm._newest_messages(
+    p_tenant          text,
+    p_conversation_id uuid,
+    p_branch          bigint,
+    p_upto            bigint,
+    p_before          bigint,
+    p_limit           bigint
+)
+    returns setof llm.message
+    language sql
+    stable
+as $$
+    select
+        m.conversation_id, m.message_id, m.branch, m.seq, m.role, m.content, m.status, m.is_pinned, m.token_count, m.cost, m.rating, m.feedback,
+        m.metadata, m.created_at, m.updated_at
+    from llm.messages m
+    where m.tenant_id operator(pg_catalog.=) p_tenant
+        and m.conversation_id operator(pg_catalog.=) p_conversation_id
+        and m.branch operator(pg_catalog.=) p_branch
+        and m.seq operator(pg_catalog.<=) p_upto
+        and m.seq operator(pg_catalog.<) coalesce(p_before, 9223372036854775807)
+        and m.deleted_at is null
+    order by m.seq desc
+    limit p_limit
+$$;
+
+comment on function llm._newest_messages(text, uuid, bigint, bigint, bigint, bigint) is
+'The newest messages that were appended to a branch itself, up to a number and before a number, newest first. Inlined where it is used.';
+
+
 -- security definer: for its own tenant alone, checked once, where row-level security would ask for each table; users' rows are still theirs alone.
 create function llm.get_messages(
     p_conversation_id uuid,
@@ -37,31 +67,30 @@ create function llm.get_messages(
 as $$
 declare
     v_tenant text := llm._conversation_tenant();
-    v_branch bigint := llm._branch(v_tenant, p_conversation_id, p_branch);
-    v_before bigint := coalesce(p_before, 9223372036854775807);
-    v_after  bigint := coalesce(p_after, 0);
+    v_branch bigint;
 begin
-    -- Limited twice: inside, a branch gives what it has, in order; outside, reading ends with the branch that fills the page.
-    if p_after is null then
+    select coalesce(p_branch, c.branch)
+    into v_branch
+    from llm.conversations c
+    where c.tenant_id = v_tenant
+        and c.conversation_id = p_conversation_id
+        and c.deleted_at is null
+        and (p_branch is null or p_branch between 0 and c.last_branch);
+    if not found then
+        perform llm._branch(v_tenant, p_conversation_id, p_branch);
+    end if;
+
+    if p_after is null and v_branch = 0 then
+        return query
+            select * from llm._newest_messages(v_tenant, p_conversation_id, 0::bigint, 9223372036854775807, p_before, p_limit) m order by m.seq;
+    elsif p_after is null then
+        -- Limited twice: inside, a branch gives what it has, in order; outside, reading ends with the branch that fills the page.
         return query
             select r.*
             from (
                 select m.*
                 from llm._branch_path(v_tenant, p_conversation_id, v_branch) p
-                cross join lateral (
-                    select
-                        m.conversation_id, m.message_id, m.branch, m.seq, m.role, m.content, m.status, m.is_pinned, m.token_count, m.cost, m.rating,
-                        m.feedback, m.metadata, m.created_at, m.updated_at
-                    from llm.messages m
-                    where m.tenant_id = v_tenant
-                        and m.conversation_id = p_conversation_id
-                        and m.branch = p.branch
-                        and m.seq <= p.upto
-                        and m.seq < v_before
-                        and m.deleted_at is null
-                    order by m.seq desc
-                    limit p_limit
-                ) m
+                cross join lateral llm._newest_messages(v_tenant, p_conversation_id, p.branch, p.upto, p_before, p_limit) m
                 limit p_limit
             ) r
             order by r.seq;
@@ -80,8 +109,8 @@ begin
                         and m.conversation_id = p_conversation_id
                         and m.branch = p.branch
                         and m.seq <= p.upto
-                        and m.seq < v_before
-                        and m.seq > v_after
+                        and m.seq < coalesce(p_before, 9223372036854775807)
+                        and m.seq > p_after
                         and m.deleted_at is null
                     order by m.seq
                     limit p_limit
@@ -107,17 +136,25 @@ create function llm.get_messages_by_id(
     language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
+    -- As llm.get_conversations().
+    set plan_cache_mode = force_generic_plan
 as $$
 declare
     v_tenant text := llm._conversation_tenant();
 begin
     return query
-        select
-            m.conversation_id, m.message_id, m.branch, m.seq, m.role, m.content, m.status, m.is_pinned, m.token_count, m.cost, m.rating,
-            m.feedback, m.metadata, m.created_at, m.updated_at
+        select m.*
         from unnest(p_message_ids) with ordinality i (id, number)
-        join llm.messages m on m.tenant_id = v_tenant and m.message_id = i.id
-        where m.deleted_at is null
+        cross join lateral (
+            select
+                m.conversation_id, m.message_id, m.branch, m.seq, m.role, m.content, m.status, m.is_pinned, m.token_count, m.cost, m.rating,
+                m.feedback, m.metadata, m.created_at, m.updated_at
+            from llm.messages m
+            where m.tenant_id = v_tenant
+                and m.message_id = i.id
+                and m.deleted_at is null
+            limit 1
+        ) m
         order by i.number;
 end
 $$;
@@ -425,7 +462,7 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_owner'],
-    '_lock_message'
+    '_lock_message', '_newest_messages'
 );
 
 select llm._grant_execute(

@@ -116,7 +116,22 @@ alter function llm.index_messages(bigint) owner to llm_owner;
 
 comment on function llm.index_messages(bigint) is
 'Puts messages that are not there yet into the index of llm.search_messages(), which finds them without it, but by reading them all. Of the current
-tenant, or without one of all. p_limit: at most so many. Returns how many: call it every minute, as by pg_cron, and again while that is p_limit.';
+tenant, or without one of all. p_limit: at most so many, whose conversations are locked until the end of the transaction. Returns how many.';
+
+
+create procedure llm.index_new_messages()
+    language plpgsql
+as $$
+begin
+    while llm.index_messages(2000::pg_catalog.int8) operator(pg_catalog.=) 2000 loop
+        commit;
+    end loop;
+end
+$$;
+
+comment on procedure llm.index_new_messages() is
+'llm.index_messages() until all are there, a transaction for 2,000, so that who appends waits for tenths of seconds at most. Call it every minute,
+without a tenant, and outside of a transaction: llm.schedule_maintenance() has it called.';
 
 
 -- security definer: as llm.index_messages().
@@ -270,5 +285,5 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_admin', 'llm_app'],
-    'index_messages'
+    'index_messages', 'index_new_messages'
 );

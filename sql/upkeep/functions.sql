@@ -344,6 +344,7 @@ as $$
 declare
     v_libraries text[] := regexp_split_to_array(current_setting('shared_preload_libraries'), '\s*,\s*');
     v_command   text := 'call llm.manage_partitions()';
+    v_index     text := 'call llm.index_new_messages()';
     v_worker    text := coalesce(current_setting('pg_partman_bgw.role', true), 'postgres');
 begin
     if p_scheduler not in ('pg_cron', 'pg_partman_bgw') then
@@ -354,8 +355,9 @@ begin
 
     if exists (select from pg_extension e where e.extname = 'pg_cron') and p_scheduler is distinct from 'pg_partman_bgw' then
         perform cron.schedule('llm.manage_partitions'::text, p_schedule, v_command);
+        perform cron.schedule('llm.index_new_messages'::text, '* * * * *'::text, v_index);
         perform llm._leave_making_to_pg_partman(false);
-        return query select 'pg_cron', true, format('%s runs at %s', v_command, p_schedule);
+        return query select 'pg_cron', true, format('%s runs at %s, %s every minute', v_command, p_schedule, v_index);
         return;
     end if;
 
@@ -369,7 +371,9 @@ begin
             format('In database %s:', coalesce(current_setting('cron.database_name', true), 'postgres')),
             'create extension if not exists pg_cron;',
             format('select cron.schedule_in_database(%L, %L, %L, %L);',
-                   'llm.manage_partitions in ' || current_database(), p_schedule, v_command, current_database())
+                   'llm.manage_partitions in ' || current_database(), p_schedule, v_command, current_database()),
+            format('select cron.schedule_in_database(%L, %L, %L, %L);',
+                   'llm.index_new_messages in ' || current_database(), '* * * * *', v_index, current_database())
         )
         where p_scheduler is distinct from 'pg_partman_bgw'
         union all
@@ -384,6 +388,7 @@ begin
             concat_ws(
                 E'\n',
                 'It only makes partitions. Rows of default partitions and retention wait for llm.manage_partitions().',
+                'New messages wait for llm.index_new_messages() to be indexed.',
                 case when p_scheduler is null then 'select * from llm.schedule_maintenance(''pg_partman_bgw'');' end,
                 case
                     when not 'pg_partman_bgw' = any (v_libraries)
@@ -395,16 +400,20 @@ begin
             )
         where p_scheduler is distinct from 'pg_cron'
         union all
-        select 'the system''s cron', false, format('%s psql -X -d %s -c "%s"', p_schedule, current_database(), v_command)
+        select 'the system''s cron', false, concat_ws(
+            E'\n',
+            format('%s psql -X -d %s -c "%s"', p_schedule, current_database(), v_command),
+            format('* * * * * psql -X -d %s -c "%s"', current_database(), v_index)
+        )
         where p_scheduler is null;
 end
 $$;
 
 comment on function llm.schedule_maintenance(text, text) is
-'Has llm.manage_partitions() called regularly: by pg_cron, where that is installed in this database; else says what to do for each scheduler that
-there could be. p_scheduler: pg_cron or pg_partman_bgw (pg_partman''s background worker), null for whatever is there; p_schedule: as pg_cron and
-cron write it. Returns the schedulers, whether each is set up now, and the statements that are still to be run. For superusers. Errors:
-invalid_parameter_value.';
+'Has llm.manage_partitions() called regularly, and llm.index_new_messages() every minute: by pg_cron, where that is installed in this database; else
+says what to do for each scheduler that there could be. p_scheduler: pg_cron or pg_partman_bgw (pg_partman''s background worker), null for whatever is
+there; p_schedule: as pg_cron and cron write it. Returns the schedulers, whether each is set up now, and the statements that are still to be run. For
+superusers. Errors: invalid_parameter_value.';
 
 
 create function llm._leave_making_to_pg_partman(

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 Row: TypeAlias = "tuple[Any, ...]"
 
-#: A call of a function of the server, as (columns, function, casts of its arguments, arguments); it is sent its rows.
+#: A call of a function r of the server, as (columns, function, casts of its arguments, arguments); it is sent its rows. What is joined to r follows
+#: the function's name, after a blank.
 Call: TypeAlias = "tuple[str, str, str, Sequence[object]]"
 
 T = TypeVar("T")
@@ -113,10 +114,17 @@ class Server:
             sources.append(f"llm.set_user({_when(after, '%s::uuid')}) u")
             whom.append(self._user_id)
             after = "u is not null"
+        name, _, joined = function.partition(" ")
         first, *others = casts.split(", ")
-        sources.append(f"llm.{function}({', '.join([_when(after, f'%s::{first}'), *(f'%s::{cast}' for cast in others)])}) r")
+        sources.append(f"llm.{name}({', '.join([_when(after, f'%s::{first}'), *map(_argument, others)])}) r {joined}")
         statement = f"select {columns} from {' cross join lateral '.join(sources)}"  # noqa: S608 - of constants of this package
         return statement.encode(), [*whom, *arguments]
+
+
+def _argument(cast: str) -> str:
+    """Return the argument for a cast, which may have the name of the argument before it."""
+    *name, cast = cast.rpartition(" ")
+    return f"{''.join(name)}%s::{cast}"
 
 
 def _when(condition: str, expression: str) -> str:

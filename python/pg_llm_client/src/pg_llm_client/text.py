@@ -38,9 +38,14 @@ def clean(text: str) -> str:
     return _UNSTORABLE.sub(lambda match: f"{MARK}{ord(match[0]):04X}", text)
 
 
+def is_clean(text: str) -> bool:
+    """Return whether `clean` would change nothing."""
+    return _UNSTORABLE.search(text) is None
+
+
 def original(text: str) -> str:
     """Return what `clean` was given."""
-    return _MARKED.sub(lambda match: chr(int(match[1], 16)), text)
+    return _MARKED.sub(lambda match: chr(int(match[1], 16)), text) if MARK in text else text
 
 
 def _changed(value: Any, change: Any) -> Any:
