@@ -49,8 +49,8 @@ as $$
 declare
     v_tenant text;
 begin
-    -- As llm._bound_tenant(), without calls where there is no SET ROLE: row-level security asks several times a statement. Twice, because the plan of a
-    -- table with row-level security is of one role: with one statement, callers as llm_owner and others would have it planned anew in turns.
+    -- As llm._bound_tenant(), without calls where there is no SET ROLE: row-level security asks several times a statement. Twice, because the plan
+    -- of a table with row-level security is of one role: with one statement, callers as llm_owner and others would have it planned anew in turns.
     if current_user = 'llm_owner' then
         select r.tenant_id into v_tenant from llm.tenant_roles r where r.role_name = session_user;
     else
