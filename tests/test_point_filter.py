@@ -1,0 +1,194 @@
+"""Filters mean what they say, for any payload; and what is wrong in one is named by its place."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from psycopg.errors import InvalidParameterValue, ProgramLimitExceeded
+
+from tests.filter_oracle import CONDITIONS, PAYLOADS, matches
+from tests.security.corpus import CORPUS
+from tests.support import Client, raises
+
+CAR = {
+    "name": "Red car", "price": 12.5, "doors": [2, 4], "sold": True, "made": "2020-06-01T12:00:00+02:00", "note": None, "tags": [],
+    "place": {"lon": 13.4, "lat": 52.5}, "parts": [{"of": "a", "n": 1}, {"of": "b", "n": 2}], "a.b": {"c d": 1},
+}  # fmt: skip
+
+
+def holds(client: Client, condition: Any, payload: Any = CAR) -> bool:
+    answer: bool = client.one("select llm.matches_filter(%s, %s, 'p')", json.dumps(payload), json.dumps({"must": condition}))
+    return answer
+
+
+@pytest.mark.parametrize("operator", CONDITIONS)
+def test_a_condition_holds_where_the_oracle_says(app: Client, operator: str) -> None:
+    outcomes = set()
+
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(payloads=PAYLOADS, condition=CONDITIONS[operator])
+    def compare(payloads: list[Any], condition: Any) -> None:
+        document = {"must": [condition]}
+        texts = [json.dumps(payload) for payload in payloads]
+        found = app.column(
+            "select llm.matches_filter(p::jsonb, %s, 'p') from unnest(%s::text[]) with ordinality u (p, n) order by n", json.dumps(document), texts
+        )
+        expected = [matches(payload, document, "p") for payload in payloads]
+        assert found == expected, [payload for payload, one, other in zip(payloads, found, expected, strict=True) if one != other]
+        outcomes.update(found)
+
+    compare()
+    assert outcomes == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ({"key": "name", "match": {"value": "Red car"}}, True),
+        ({"key": "doors", "match": {"value": 4}}, True),
+        ({"key": "doors[0]", "match": {"value": 4}}, False),
+        ({"key": "price", "match": {"value": "12.5"}}, False),
+        ({"key": "sold", "match": {"value": 1}}, False),
+        ({"key": '"a.b"."c d"', "match": {"value": 1}}, True),
+        ({"key": "parts[].n", "match": {"any": [2, 3]}}, True),
+        ({"key": "parts.n", "match": {"any": [2, 3]}}, False),
+        ({"key": "name", "match": {"text": "car RED"}}, True),
+        ({"key": "name", "match": {"phrase": "car red"}}, False),
+        ({"key": "made", "range": {"gte": "2020-06-01T10:00:00Z", "lt": "2020-06-01T10:00:01"}}, True),
+        ({"key": "price", "range": {"gt": 12.5, "lt": None}}, False),
+        ({"key": "place", "geo_radius": {"center": {"lon": 13.4, "lat": 52.51}, "radius": 1113}}, True),
+        ({"key": "place", "geo_radius": {"center": {"lon": 13.4, "lat": 52.51}, "radius": 1111}}, False),
+        ({"key": "parts", "values_count": {"gte": 2, "lte": 2}}, True),
+        ({"key": "absent", "values_count": {"gte": 0}}, False),
+        ({"is_empty": {"key": "tags"}}, True),
+        ({"is_empty": {"key": "note"}}, True),
+        ({"is_empty": {"key": "absent"}}, True),
+        ({"is_null": {"key": "note"}}, True),
+        ({"is_null": {"key": "absent"}}, False),
+        ({"key": "absent", "match": {"except": ["x"]}}, False),
+        ({"has_id": ["q", "p"]}, True),
+        ({"nested": {"key": "parts", "filter": {"must": [{"key": "of", "match": {"value": "a"}}, {"key": "n", "match": {"value": 2}}]}}}, False),
+        ({"nested": {"key": "parts", "filter": {"must_not": {"key": "of", "match": {"value": "a"}}}}}, True),
+        ({"must_not": [{"key": "absent", "range": {"gt": 0}}]}, True),
+        ({"min_should": {"conditions": [{"has_id": ["p"]}, {"has_id": ["q"]}], "min_count": 2}}, False),
+        ({"should": []}, True),
+    ],
+)
+def test_what_qdrant_documents(app: Client, condition: Any, expected: bool) -> None:
+    assert holds(app, condition) is expected
+
+
+def test_times_without_a_zone_are_of_utc_whatever_the_session_says(app: Client) -> None:
+    app.run("set timezone = 'Asia/Tokyo'")
+    for made, bound in (
+        ("2020-01-01", "2020-01-01T00:00:00Z"),
+        ("2020-01-01T00:00:00Z", "2020-01-01"),
+        ("2020-01-01 00:00", "2020-01-01T09:00+09:00"),
+    ):
+        assert holds(app, {"key": "made", "range": {"gte": bound, "lte": bound}}, {"made": made})
+
+
+def test_without_a_filter_or_a_payload_all_match_or_nothing_is_said(app: Client) -> None:
+    assert app.row("select llm.matches_filter('{}', null), llm.matches_filter('{}', '{}'), llm.matches_filter(null, '{}')") == (True, True, None)
+
+
+WRONG = [
+    ([], "filter: a filter is an object"),
+    ({"musst": []}, "filter.musst: there is no such clause"),
+    ({"must": "x"}, "filter.must: a clause is an array of conditions"),
+    ({"must": [1]}, r"filter.must\[0\]: a condition is an object"),
+    ({"must": [{"x": 1}]}, r"filter.must\[0\].x: there is no such condition"),
+    ({"must": [{"key": "a"}]}, r"filter.must\[0\]: a condition has a key and one test, not 0"),
+    ({"must": [{"key": "a", "equals": 1}]}, r"filter.must\[0\].equals: there is no such test"),
+    ({"must": [{"key": "a", "match": 1}]}, "match: match is an object with one key"),
+    ({"must": [{"key": "a", "match": {"like": 1}}]}, "match.like: there is no such match"),
+    ({"must": [{"key": "a", "match": {"value": None}}]}, "match.value: a value is a string, a number, true or false"),
+    ({"must": [{"key": "a", "match": {"any": ["x", 1]}}]}, "match.any: values are an array of strings, or one of numbers"),
+    ({"must": [{"key": "a", "match": {"text": 1}}]}, "match.text: words are a string"),
+    ({"must": [{"key": "a..b", "match": {"value": 1}}]}, 'key: "a..b" is no key'),
+    ({"must": [{"key": "a[", "match": {"value": 1}}]}, "is no key"),
+    ({"must": [{"key": "", "match": {"value": 1}}]}, "is no key"),
+    ({"must": [{"key": 1, "match": {"value": 1}}]}, "key: 1 is no key"),
+    ({"must": [{"key": "a", "range": {}}]}, "range: bounds are an object with gt, gte, lt or lte"),
+    ({"must": [{"key": "a", "range": {"lt": True}}]}, "range.lt: a bound is a number or a time"),
+    ({"must": [{"key": "a", "range": {"lt": "2020-13-01"}}]}, 'range.lt: "2020-13-01" is no time'),
+    ({"must": [{"key": "a", "range": {"lt": "now"}}]}, 'range.lt: "now" is no time'),
+    ({"must": [{"key": "a", "values_count": {"lt": -1}}]}, "values_count.lt: a count is a whole number from 0"),
+    ({"must": [{"key": "a", "geo_bounding_box": {}}]}, "geo_bounding_box: a box is an object with top_left and bottom_right"),
+    ({"must": [{"key": "a", "geo_radius": {}}]}, "geo_radius: a circle is an object with center and radius"),
+    ({"must": [{"key": "a", "geo_radius": {"center": {"lon": 181, "lat": 0}, "radius": 1}}]}, "geo_radius.center: a place is an object with lon"),
+    ({"must": [{"key": "a", "geo_radius": {"center": {"lon": 1, "lat": 0}, "radius": -1}}]}, "geo_radius.radius: a radius is a number of metres"),
+    ({"must": [{"is_null": "a"}]}, r"is_null: this is an object with a key"),
+    ({"must": [{"has_id": "a"}]}, r"has_id: ids are an array of strings"),
+    ({"must": [{"nested": {"key": "a"}}]}, r"nested: nested is an object with key and filter"),
+    ({"must": [{"nested": {"key": "a", "filter": {"must": {"has_id": []}}}}]}, "nested.filter.must.has_id: elements of a payload have no id"),
+    ({"min_should": []}, "min_should: min_should is an object with conditions and min_count"),
+    ({"min_should": {"conditions": [], "min_count": -1}}, "min_should.min_count: a count is a whole number from 0"),
+]
+
+
+@pytest.mark.parametrize(("document", "problem"), WRONG)
+def test_what_is_wrong_is_named_by_its_place(app: Client, document: Any, problem: str) -> None:
+    with raises(InvalidParameterValue, match="the filter is wrong at .*" + problem, hint="."):
+        app.run("select llm.matches_filter('{}', %s)", json.dumps(document))
+
+
+def test_a_filter_has_an_end(app: Client) -> None:
+    deep: Any = {}
+    for _ in range(30):
+        deep = {"must": [deep]}
+    with raises(ProgramLimitExceeded, match="the filter has more than 20 levels at ", hint="as one"):
+        app.run("select llm.matches_filter('{}', %s)", json.dumps(deep))
+    with raises(ProgramLimitExceeded, match="the filter has more than 500 conditions", hint="any"):
+        app.run("select llm.matches_filter('{}', %s)", json.dumps({"must": [{"has_id": []}] * 501}))
+
+
+def test_many_values_and_large_numbers_are_no_matter(app: Client) -> None:
+    assert holds(app, {"key": "n", "match": {"any": list(range(20_000))}}, {"n": 19_999})
+    assert holds(app, {"key": "n", "match": {"value": 10**60}}, {"n": 10**60})
+    assert app.one(
+        """select llm.matches_filter('{"n": 0.1234567890123456789}', '{"must": {"key": "n", "match": {"value": 0.1234567890123456789}}}')"""
+    )
+    assert not app.one(
+        """select llm.matches_filter('{"n": 0.1234567890123456789}', '{"must": {"key": "n", "match": {"value": 0.123456789012345678}}}')"""
+    )
+    assert app.one("""select llm.matches_filter('{"n": 1}', '{"must": {"key": "n", "range": {"lt": 1e400}}}')""")
+
+
+def test_no_text_in_a_filter_is_more_than_text(app: Client) -> None:
+    """SEC-08"""
+    for text in CORPUS:
+        quoted = text.replace("\\", "").replace('"', "")
+        payload = {quoted: [text, {"x": text}], "id": text}
+        assert holds(app, {"key": f'"{quoted}"', "match": {"value": text}}, payload)
+        assert holds(app, {"key": f'"{quoted}"', "match": {"any": [text] * 20}}, payload)
+        assert holds(app, {"key": f'"{quoted}"[].x', "match": {"value": text}}, payload)
+        assert not holds(app, {"key": f'"{quoted}"', "match": {"except": [text]}}, {quoted: text})
+        assert not holds(app, {"has_id": [text]}, payload)
+        for condition in (
+            {"key": text, "match": {"value": 1}},
+            {"key": "id", "match": {"text": text}},
+            {"key": "id", "match": {"text_any": text}},
+            {"key": "id", "range": {"lt": text}},
+            {text: text},
+            {"key": "id", text: text},
+            {"nested": {"key": text, "filter": {}}},
+        ):
+            try:
+                holds(app, condition, payload)
+            except InvalidParameterValue as error:
+                assert (error.diag.message_primary or "").startswith("the filter is wrong at filter.must")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(document=st.recursive(st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5),
+                             lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["must", "should", "key", "match", "any", "range", "lt"]), inner)))  # fmt: skip
+def test_any_json_is_a_filter_or_refused(app: Client, document: Any) -> None:
+    try:
+        app.run("select llm.matches_filter('{}', %s)", json.dumps(document))
+    except InvalidParameterValue as error:
+        assert (error.diag.message_primary or "").startswith("the filter is wrong at filter")
