@@ -214,6 +214,13 @@ begin
         from llm._storage_scripts() s
         cross join regexp_matches(s.script, '_protect_user_rows\(''(llm\.\w+)''', 'g') m
         where s.kind = 'tables'
+        union
+        select c.oid::regclass::text, p.name
+        from pg_class c
+        cross join (values ('tenant_isolation'), ('user_isolation')) p (name)
+        where c.relnamespace = 'llm'::regnamespace
+            and c.relkind = 'r'
+            and c.relname ~ '^points_'
     ),
     present as (
         select p.polrelid::regclass::text as relation, p.polname::text as policy
@@ -296,9 +303,10 @@ begin
     left join pg_roles r on r.oid = a.grantee
     where n.nspname = 'llm'
         and a.privilege_type = 'CREATE'
-        and r.rolsuper is not true;
+        and r.rolsuper is not true
+        and a.grantee <> 'llm_owner'::regrole;
     return query select
-        'only superusers create in schema llm',
+        'only superusers and llm_owner create in schema llm',
         v_wrong is null,
         coalesce(v_wrong, 'nobody else'),
         'Revoke it: an object put beside ours can be called in its place.';

@@ -1,0 +1,319 @@
+create type llm.collection as (
+    name                 text,
+    dimensions           integer,
+    distance             text,
+    element              text,
+    index_kind           text,
+    m                    integer,
+    ef_construction      integer,
+    lists                integer,
+    ef_search            integer,
+    full_scan_threshold  bigint,
+    indexing_threshold   bigint,
+    max_segment_size     bigint,
+    deleted_threshold    double precision,
+    payload_indexes      jsonb,
+    on_disk              boolean,
+    model                text,
+    language             text,
+    text_indexed         boolean,
+    version              bigint,
+    created_at           timestamptz,
+    updated_at           timestamptz
+);
+
+comment on type llm.collection is
+'A collection of points with its settings: as the arguments of llm.create_collection(). version: raised by whatever changes how a search is to be
+written.';
+
+
+-- security definer: writers of the table must not be able to raise words as they please.
+create function llm._collections_coherence()
+    returns trigger
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_op <> 'INSERT' then
+        perform llm._coherence_raise('collections'::text, array[old.name], pg_current_xact_id());
+    end if;
+    if tg_op = 'DELETE' then
+        return old;
+    end if;
+    perform llm._coherence_raise('collections'::text, array[new.name], pg_current_xact_id());
+    return new;
+end
+$$;
+
+alter function llm._collections_coherence() owner to llm_owner;
+
+comment on function llm._collections_coherence() is
+'Trigger of llm.collections: what backends keep of a collection is no longer valid.';
+
+
+create function llm._collection(
+    p_name text
+)
+    returns llm.collection
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_is_ready   boolean := llm._require_storage();
+    v_collection llm.collection;
+begin
+    select
+        c.name, c.dimensions, c.distance, c.element, c.index_kind, c.m, c.ef_construction, c.lists, c.ef_search, c.full_scan_threshold,
+        c.indexing_threshold, c.max_segment_size, c.deleted_threshold, c.payload_indexes, c.on_disk, c.model, c.language, c.text_indexed, c.version,
+        c.created_at, c.updated_at
+    into v_collection
+    from llm.collections c
+    where c.name = p_name;
+    if not found then
+        raise exception 'collection % does not exist', coalesce(quote_literal(left(p_name, 100)), 'null')
+            using errcode = 'undefined_object',
+                  hint = 'llm.list_collections() lists those that there are; llm.create_collection() makes one.';
+    end if;
+    return v_collection;
+end
+$$;
+
+comment on function llm._collection(text) is
+'The settings of a collection. Errors: undefined_object when there is no such collection.';
+
+
+create function llm._check_collection(
+    p_collection llm.collection
+)
+    returns void
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    c        llm.collection := p_collection;
+    v_wrong  text;
+    v_hint   text;
+    v_widest integer := case c.element when 'halfvec' then 4000 when 'bit' then 16000 else 2000 end;
+begin
+    if c.name is null or c.name !~ '^[a-z][a-z0-9_]{0,39}$' then
+        v_wrong := format('be called %s', coalesce(quote_literal(left(c.name, 100)), 'null'));
+        v_hint := 'A name is 1 to 40 lower-case letters, digits and underscores, and begins with a letter.';
+    elsif c.dimensions is null or c.dimensions not between 1 and 16000 then
+        v_wrong := format('have %s dimensions', coalesce(c.dimensions::text, 'null'));
+        v_hint := 'A vector has 1 to 16,000 dimensions.';
+    elsif c.distance is null or c.distance not in ('cosine', 'l2', 'inner_product', 'l1') then
+        v_wrong := format('have distance %s', coalesce(quote_literal(left(c.distance, 100)), 'null'));
+        v_hint := 'Distances are cosine, l2, inner_product and l1.';
+    elsif c.element is null or c.element not in ('vector', 'halfvec', 'bit') then
+        v_wrong := format('have element %s', coalesce(quote_literal(left(c.element, 100)), 'null'));
+        v_hint := 'Elements are vector (4 bytes a dimension), halfvec (2 bytes), and bit (stored as vector, indexed by sign).';
+    elsif c.index_kind is null or c.index_kind not in ('hnsw', 'ivfflat', 'none') then
+        v_wrong := format('have index kind %s', coalesce(quote_literal(left(c.index_kind, 100)), 'null'));
+        v_hint := 'Kinds of index are hnsw, ivfflat and none.';
+    elsif c.index_kind <> 'none' and c.dimensions > v_widest then
+        v_wrong := format('index %s dimensions of %s', c.dimensions, c.element);
+        v_hint := 'An index takes up to 2,000 dimensions of vector, 4,000 of halfvec, and any number of bit; p_index_kind => none needs no index.';
+    elsif c.index_kind = 'ivfflat' and (c.distance = 'l1' or c.element = 'bit') then
+        v_wrong := format('use ivfflat for distance %s and element %s', c.distance, c.element);
+        v_hint := 'ivfflat knows cosine, l2 and inner_product of vector and halfvec. Use hnsw.';
+    elsif c.m is null or c.m not between 2 and 100 or c.ef_construction is null or c.ef_construction not between 4 and 1000
+        or c.ef_construction < 2 * c.m
+    then
+        v_wrong := format('have m %s and ef_construction %s', coalesce(c.m::text, 'null'), coalesce(c.ef_construction::text, 'null'));
+        v_hint := 'm is 2 to 100, ef_construction 4 to 1,000 and at least twice m.';
+    elsif c.lists not between 1 and 32768 then
+        v_wrong := format('have %s lists', c.lists);
+        v_hint := 'lists is 1 to 32,768, or null for a number that fits the points.';
+    elsif c.ef_search is null or c.ef_search not between 1 and 1000 then
+        v_wrong := format('be searched with ef_search %s', coalesce(c.ef_search::text, 'null'));
+        v_hint := 'ef_search is 1 to 1,000.';
+    elsif c.full_scan_threshold is null or c.full_scan_threshold < 0 or c.indexing_threshold is null or c.indexing_threshold < 1
+        or c.max_segment_size is null or c.max_segment_size < 1
+    then
+        v_wrong := format('have full_scan_threshold %s, indexing_threshold %s, max_segment_size %s', coalesce(c.full_scan_threshold::text, 'null'),
+                          coalesce(c.indexing_threshold::text, 'null'), coalesce(c.max_segment_size::text, 'null'));
+        v_hint := 'They are counts of points: at least 0, 1 and 1.';
+    elsif c.deleted_threshold is null or not (c.deleted_threshold > 0 and c.deleted_threshold <= 1) then
+        v_wrong := format('have deleted_threshold %s', coalesce(c.deleted_threshold::text, 'null'));
+        v_hint := 'It is a share of a segment''s points: more than 0, at most 1.';
+    elsif jsonb_typeof(c.payload_indexes) is distinct from 'object'
+        or c.payload_indexes @? 'strict $.* ? (!(@ like_regex "^(keyword|integer|float|bool|datetime|uuid|text|geo)$"))'
+        or exists (select from jsonb_object_keys(c.payload_indexes) k where octet_length(k) > 200 or k = '')
+    then
+        v_wrong := format('index payload fields %s', left(coalesce(c.payload_indexes::text, 'null'), 100));
+        v_hint := 'Give an object: fields with their types, which are keyword, integer, float, bool, datetime, uuid, text and geo.';
+    elsif c.on_disk is null or c.text_indexed is null then
+        v_wrong := 'leave on_disk or text_indexed null';
+        v_hint := 'They are true or false.';
+    elsif c.language is null
+        or not exists (select from pg_ts_config t where t.cfgname = c.language and t.cfgnamespace = 'pg_catalog'::regnamespace)
+    then
+        v_wrong := format('be of language %s', coalesce(quote_literal(left(c.language, 100)), 'null'));
+        v_hint := 'It is a text search configuration of pg_catalog, such as english, or simple for any language.';
+    else
+        return;
+    end if;
+    raise exception 'a collection cannot %', v_wrong using errcode = 'invalid_parameter_value', hint = v_hint;
+end
+$$;
+
+comment on function llm._check_collection(llm.collection) is
+'Refuses settings that make no sense. Errors: invalid_parameter_value.';
+
+
+create function llm._vector_type(
+    p_collection llm.collection
+)
+    returns text
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return format(
+        '%s(%s)', case p_collection.element when 'halfvec' then '@extschema:vector@.halfvec' else '@extschema:vector@.vector' end, p_collection.dimensions
+    );
+end
+$$;
+
+comment on function llm._vector_type(llm.collection) is
+'The type of a collection''s vectors, as SQL.';
+
+
+-- security definer: points'' tables are llm_owner''s, who alone may create in schema llm.
+create function llm.create_collection(
+    p_name                text,
+    p_dimensions          integer,
+    p_distance            text default 'cosine',
+    p_element             text default 'vector',
+    p_index_kind          text default 'hnsw',
+    p_m                   integer default 16,
+    p_ef_construction     integer default 100,
+    p_lists               integer default null,
+    p_ef_search           integer default 40,
+    p_full_scan_threshold bigint default 10000,
+    p_indexing_threshold  bigint default 20000,
+    p_max_segment_size    bigint default 200000,
+    p_deleted_threshold   double precision default 0.2,
+    p_payload_indexes     jsonb default '{}',
+    p_on_disk             boolean default false,
+    p_model               text default null,
+    p_language            text default 'english',
+    p_text_indexed        boolean default true
+)
+    returns llm.collection
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_is_ready   boolean := llm._require_storage();
+    v_table      text := format('llm.%I', 'points_' || p_name);
+    v_collection llm.collection := row(
+        p_name, p_dimensions, p_distance, p_element, p_index_kind, p_m, p_ef_construction, p_lists, p_ef_search, p_full_scan_threshold,
+        p_indexing_threshold, p_max_segment_size, p_deleted_threshold, p_payload_indexes, p_on_disk, p_model, p_language, p_text_indexed, 1,
+        now(), now()
+    )::llm.collection;
+begin
+    perform llm._check_collection(v_collection);
+    begin
+        insert into llm.collections select (v_collection).*;
+    exception
+        when unique_violation then
+            raise exception 'collection % exists already', p_name
+                using errcode = 'duplicate_object',
+                      hint = 'Choose another name, or change it: llm.alter_collection(), llm.drop_collection().';
+    end;
+
+    -- A row stays in one piece, so that reading a vector is reading its page; texts are compressed only where they would not fit.
+    execute format(
+        $table$
+        create table %s (
+            tenant_id     text collate "C" not null,
+            id            text collate "C" not null check (octet_length(id) between 1 and 500),
+            number        bigint generated by default as identity,
+            user_id       uuid,
+            content       text,
+            content_hash  bytea,
+            model         text,
+            embedding     %s storage main,
+            payload       jsonb not null default '{}' check (jsonb_typeof(payload) = 'object'),
+            words         tsvector,
+            created_at    timestamptz not null default now(),
+            updated_at    timestamptz not null default now(),
+
+            primary key (tenant_id, id)
+        ) with (toast_tuple_target = 8160)
+        $table$,
+        v_table, llm._vector_type(v_collection)
+    );
+    execute format('comment on table %s is %L', v_table, format('The points of collection %s; see llm.collections.', p_name));
+    execute format('create index on %s (tenant_id, number)', v_table);
+    execute format('create index on %s (tenant_id, user_id) where user_id is not null', v_table);
+    perform llm._protect_tenant_table(v_table::regclass, 'select'::text);
+    perform llm._protect_user_rows(v_table::regclass);
+    perform llm.register_personal_data(v_table::regclass, 'user_id'::text, 'delete'::text, null::regclass, null::text[], null::text);
+    return v_collection;
+end
+$$;
+
+alter function llm.create_collection(
+    text, integer, text, text, text, integer, integer, integer, integer, bigint, bigint, bigint, double precision, jsonb, boolean, text, text, boolean
+) owner to llm_owner;
+
+comment on function llm.create_collection(
+    text, integer, text, text, text, integer, integer, integer, integer, bigint, bigint, bigint, double precision, jsonb, boolean, text, text, boolean
+) is
+'Makes a collection for points of all tenants, and returns it. p_name: lower-case letters, digits, underscores; p_dimensions: of its vectors.
+Errors: invalid_parameter_value; duplicate_object.';
+
+
+-- security definer: as llm.create_collection().
+create function llm.drop_collection(
+    p_name text
+)
+    returns boolean
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_is_ready boolean := llm._require_storage();
+    v_table    text := format('llm.%I', 'points_' || p_name);
+begin
+    delete from llm.collections c where c.name = p_name;
+    if not found then
+        return false;
+    end if;
+    delete from llm.personal_data d where d.relation = v_table;
+    execute format('drop table %s', v_table);
+    return true;
+end
+$$;
+
+alter function llm.drop_collection(text) owner to llm_owner;
+
+comment on function llm.drop_collection(text) is
+'Removes a collection with its points of all tenants, for good. Returns false when there is none.';
+
+
+select llm._grant_execute(
+    array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader', 'llm_auditor'],
+    '_collection'
+);
+
+select llm._grant_execute(
+    array['llm_owner'],
+    '_check_collection', '_vector_type'
+);
+
+select llm._grant_execute(
+    array['llm_admin'],
+    'create_collection', 'drop_collection'
+);
