@@ -148,13 +148,11 @@ _VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=3),
     max_leaves=6,
 )
-PAYLOADS = st.lists(st.dictionaries(_NAMES, _VALUES | st.lists(st.dictionaries(_NAMES, _SCALARS), max_size=3), max_size=4), min_size=20, max_size=20)
-
-_KEYS = st.builds(
-    lambda first, rest: first + "".join(rest),
-    st.sampled_from(["a", "a", "b", '"a"', '"x y"', "x y"]),
-    st.lists(st.sampled_from([".a", ".b", ".c", "[]", "[]", "[0]", "[1]", '."x y"']), max_size=2),
+PAYLOADS = st.lists(
+    st.dictionaries(_NAMES, _VALUES | st.lists(st.dictionaries(_NAMES, _SCALARS), max_size=3), min_size=1, max_size=4), min_size=12, max_size=12
 )
+
+_KEYS = st.sampled_from(["a", "a", "b", "x y", '"x y"', '"a"."b"', "a.b", "a[]", "a[0]", "a[].b", "b[1].a", "a.b[]", "a[].b[]", "b.c.a"])
 
 
 def _some(names: st.SearchStrategy[Any], values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:

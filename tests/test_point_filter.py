@@ -29,7 +29,7 @@ def holds(client: Client, condition: Any, payload: Any = CAR) -> bool:
 def test_a_condition_holds_where_the_oracle_says(app: Client, operator: str) -> None:
     outcomes = set()
 
-    @settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(payloads=PAYLOADS, condition=CONDITIONS[operator])
     def compare(payloads: list[Any], condition: Any) -> None:
         document = {"must": [condition]}
@@ -45,41 +45,41 @@ def test_a_condition_holds_where_the_oracle_says(app: Client, operator: str) -> 
     assert outcomes == {True, False}
 
 
-@pytest.mark.parametrize(
-    ("condition", "expected"),
-    [
-        ({"key": "name", "match": {"value": "Red car"}}, True),
-        ({"key": "doors", "match": {"value": 4}}, True),
-        ({"key": "doors[0]", "match": {"value": 4}}, False),
-        ({"key": "price", "match": {"value": "12.5"}}, False),
-        ({"key": "sold", "match": {"value": 1}}, False),
-        ({"key": '"a.b"."c d"', "match": {"value": 1}}, True),
-        ({"key": "parts[].n", "match": {"any": [2, 3]}}, True),
-        ({"key": "parts.n", "match": {"any": [2, 3]}}, False),
-        ({"key": "name", "match": {"text": "car RED"}}, True),
-        ({"key": "name", "match": {"phrase": "car red"}}, False),
-        ({"key": "made", "range": {"gte": "2020-06-01T10:00:00Z", "lt": "2020-06-01T10:00:01"}}, True),
-        ({"key": "price", "range": {"gt": 12.5, "lt": None}}, False),
-        ({"key": "place", "geo_radius": {"center": {"lon": 13.4, "lat": 52.51}, "radius": 1113}}, True),
-        ({"key": "place", "geo_radius": {"center": {"lon": 13.4, "lat": 52.51}, "radius": 1111}}, False),
-        ({"key": "parts", "values_count": {"gte": 2, "lte": 2}}, True),
-        ({"key": "absent", "values_count": {"gte": 0}}, False),
-        ({"is_empty": {"key": "tags"}}, True),
-        ({"is_empty": {"key": "note"}}, True),
-        ({"is_empty": {"key": "absent"}}, True),
-        ({"is_null": {"key": "note"}}, True),
-        ({"is_null": {"key": "absent"}}, False),
-        ({"key": "absent", "match": {"except": ["x"]}}, False),
-        ({"has_id": ["q", "p"]}, True),
-        ({"nested": {"key": "parts", "filter": {"must": [{"key": "of", "match": {"value": "a"}}, {"key": "n", "match": {"value": 2}}]}}}, False),
-        ({"nested": {"key": "parts", "filter": {"must_not": {"key": "of", "match": {"value": "a"}}}}}, True),
-        ({"must_not": [{"key": "absent", "range": {"gt": 0}}]}, True),
-        ({"min_should": {"conditions": [{"has_id": ["p"]}, {"has_id": ["q"]}], "min_count": 2}}, False),
-        ({"should": []}, True),
-    ],
-)
-def test_what_qdrant_documents(app: Client, condition: Any, expected: bool) -> None:
-    assert holds(app, condition) is expected
+DOCUMENTED: list[tuple[Any, bool]] = [
+    ({"key": "name", "match": {"value": "Red car"}}, True),
+    ({"key": "doors", "match": {"value": 4}}, True),
+    ({"key": "doors[0]", "match": {"value": 4}}, False),
+    ({"key": "price", "match": {"value": "12.5"}}, False),
+    ({"key": "sold", "match": {"value": 1}}, False),
+    ({"key": '"a.b"."c d"', "match": {"value": 1}}, True),
+    ({"key": "parts[].n", "match": {"any": [2, 3]}}, True),
+    ({"key": "parts.n", "match": {"any": [2, 3]}}, False),
+    ({"key": "name", "match": {"text": "car RED"}}, True),
+    ({"key": "name", "match": {"phrase": "car red"}}, False),
+    ({"key": "made", "range": {"gte": "2020-06-01T10:00:00Z", "lt": "2020-06-01T10:00:01"}}, True),
+    ({"key": "price", "range": {"gt": 12.5, "lt": None}}, False),
+    ({"key": "place", "geo_radius": {"center": {"lon": 13.4, "lat": 52.51}, "radius": 1113}}, True),
+    ({"key": "place", "geo_radius": {"center": {"lon": 13.4, "lat": 52.51}, "radius": 1111}}, False),
+    ({"key": "parts", "values_count": {"gte": 2, "lte": 2}}, True),
+    ({"key": "absent", "values_count": {"gte": 0}}, False),
+    ({"is_empty": {"key": "tags"}}, True),
+    ({"is_empty": {"key": "note"}}, True),
+    ({"is_empty": {"key": "absent"}}, True),
+    ({"is_null": {"key": "note"}}, True),
+    ({"is_null": {"key": "absent"}}, False),
+    ({"key": "absent", "match": {"except": ["x"]}}, False),
+    ({"has_id": ["q", "p"]}, True),
+    ({"nested": {"key": "parts", "filter": {"must": [{"key": "of", "match": {"value": "a"}}, {"key": "n", "match": {"value": 2}}]}}}, False),
+    ({"nested": {"key": "parts", "filter": {"must_not": {"key": "of", "match": {"value": "a"}}}}}, True),
+    ({"must_not": [{"key": "absent", "range": {"gt": 0}}]}, True),
+    ({"min_should": {"conditions": [{"has_id": ["p"]}, {"has_id": ["q"]}], "min_count": 2}}, False),
+    ({"should": []}, True),
+]
+
+
+def test_what_qdrant_documents(app: Client) -> None:
+    for condition, expected in DOCUMENTED:
+        assert holds(app, condition) is expected, condition
 
 
 def test_times_without_a_zone_are_of_utc_whatever_the_session_says(app: Client) -> None:
@@ -95,6 +95,12 @@ def test_times_without_a_zone_are_of_utc_whatever_the_session_says(app: Client) 
 def test_without_a_filter_or_a_payload_all_match_or_nothing_is_said(app: Client) -> None:
     assert app.row("select llm.matches_filter('{}', null), llm.matches_filter('{}', '{}'), llm.matches_filter(null, '{}')") == (True, True, None)
 
+
+_WORDS = st.sampled_from(["must", "should", "key", "match", "any", "range", "lt", "nested", "filter"])
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_WORDS, inner),
+)
 
 WRONG = [
     ([], "filter: a filter is an object"),
@@ -131,10 +137,10 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("document", "problem"), WRONG)
-def test_what_is_wrong_is_named_by_its_place(app: Client, document: Any, problem: str) -> None:
-    with raises(InvalidParameterValue, match="the filter is wrong at .*" + problem, hint="."):
-        app.run("select llm.matches_filter('{}', %s)", json.dumps(document))
+def test_what_is_wrong_is_named_by_its_place(app: Client) -> None:
+    for document, problem in WRONG:
+        with raises(InvalidParameterValue, match="the filter is wrong at .*" + problem, hint="."):
+            app.run("select llm.matches_filter('{}', %s)", json.dumps(document))
 
 
 def test_a_filter_has_an_end(app: Client) -> None:
@@ -181,14 +187,13 @@ def test_no_text_in_a_filter_is_more_than_text(app: Client) -> None:
             try:
                 holds(app, condition, payload)
             except InvalidParameterValue as error:
-                assert (error.diag.message_primary or "").startswith("the filter is wrong at filter.must")
+                assert "the filter is wrong at filter.must" in (error.diag.message_primary or "")
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(document=st.recursive(st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5),
-                             lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["must", "should", "key", "match", "any", "range", "lt"]), inner)))  # fmt: skip
+@given(document=ANY_JSON)
 def test_any_json_is_a_filter_or_refused(app: Client, document: Any) -> None:
     try:
         app.run("select llm.matches_filter('{}', %s)", json.dumps(document))
     except InvalidParameterValue as error:
-        assert (error.diag.message_primary or "").startswith("the filter is wrong at filter")
+        assert "the filter is wrong at filter" in (error.diag.message_primary or "")
