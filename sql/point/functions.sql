@@ -58,6 +58,45 @@ comment on function llm._check_vectors(llm.collection, text[], @extschema:vector
 'Refuses vectors that do not fit a collection. Errors: invalid_parameter_value.';
 
 
+create function llm._point_words(
+    p_language regconfig,
+    p_tenant   text,
+    p_user_id  uuid,
+    p_content  text
+)
+    returns tsvector
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- A tsvector holds 1 MB; so many characters make less, whatever they are.
+    return to_tsvector(p_language, left(p_content, 100000)) || array_to_tsvector(array_remove(array[
+        llm._search_mark('t'::text, p_tenant),
+        llm._search_mark('u'::text, p_user_id::text)
+    ], null));
+end
+$$;
+
+comment on function llm._point_words(regconfig, text, uuid, text) is
+'The words of a point, of its first 100,000 characters, and as further words whose it is: marks of its tenant and its user (llm._search_mark).';
+
+
+create function llm._parallel_builds_are_safe()
+    returns boolean
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (select string_to_array(e.extversion, '.')::integer[] >= '{0,8,2}' from pg_extension e where e.extname = 'vector');
+end
+$$;
+
+comment on function llm._parallel_builds_are_safe() is
+'Whether pgvector is 0.8.2 or newer: before, building an HNSW index with parallel workers overflows a buffer (CVE-2026-3172).';
+
+
 -- security definer: points are written by functions alone, which keep their numbers and hashes; user_isolation holds here too.
 create function llm.upsert_points(
     p_collection text,
@@ -148,6 +187,11 @@ comment on function llm.upsert_points(text, jsonb, text[], @extschema:vector@.ve
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader'],
     '_point_tenant', '_check_vectors'
+);
+
+select llm._grant_execute(
+    array['llm_owner', 'llm_admin', 'llm_auditor'],
+    '_parallel_builds_are_safe'
 );
 
 select llm._grant_execute(
