@@ -248,13 +248,18 @@ begin
             updated_at    timestamptz not null default now(),
 
             primary key (tenant_id, id)
-        ) with (toast_tuple_target = 8160)
+        ) with (toast_tuple_target = 8160%s)
         $table$,
-        v_table, llm._vector_type(v_collection)
+        v_table, llm._vector_type(v_collection), case when not llm._parallel_builds_are_safe() then ', parallel_workers = 0' end
     );
     execute format('comment on table %s is %L', v_table, format('The points of collection %s; see llm.collections.', p_name));
     execute format('create index on %s (tenant_id, number)', v_table);
     execute format('create index on %s (tenant_id, user_id) where user_id is not null', v_table);
+    if p_text_indexed then
+        execute format('create index on %s using gin (words) where words is not null', v_table);
+        -- "what has no words yet"
+        execute format('create index on %s (tenant_id, number) where words is null and content is not null', v_table);
+    end if;
     perform llm._protect_tenant_table(v_table::regclass, 'select'::text);
     perform llm._protect_user_rows(v_table::regclass);
     perform llm.register_personal_data(v_table::regclass, 'user_id'::text, 'delete'::text, null::regclass, null::text[], null::text);

@@ -58,6 +58,45 @@ comment on function llm._check_vectors(llm.collection, text[], @extschema:vector
 'Refuses vectors that do not fit a collection. Errors: invalid_parameter_value.';
 
 
+create function llm._point_words(
+    p_language regconfig,
+    p_tenant   text,
+    p_user_id  uuid,
+    p_content  text
+)
+    returns tsvector
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- A tsvector holds 1 MB; so many characters make less, whatever they are.
+    return to_tsvector(p_language, left(p_content, 100000)) || array_to_tsvector(array_remove(array[
+        llm._search_mark('t'::text, p_tenant),
+        llm._search_mark('u'::text, p_user_id::text)
+    ], null));
+end
+$$;
+
+comment on function llm._point_words(regconfig, text, uuid, text) is
+'The words of a point, of its first 100,000 characters, and as further words whose it is: marks of its tenant and its user (llm._search_mark).';
+
+
+create function llm._parallel_builds_are_safe()
+    returns boolean
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (select string_to_array(e.extversion, '.')::integer[] >= '{0,8,2}' from pg_extension e where e.extname = 'vector');
+end
+$$;
+
+comment on function llm._parallel_builds_are_safe() is
+'Whether pgvector is 0.8.2 or newer: before, building an HNSW index with parallel workers overflows a buffer (CVE-2026-3172).';
+
+
 -- security definer: points are written by functions alone, which keep their numbers and hashes; user_isolation holds here too.
 create function llm.upsert_points(
     p_collection text,
@@ -90,26 +129,32 @@ begin
 
     return query execute format(
         $upsert$
-        with given as materialized (
-            select distinct on (i.id collate "C")
-                i.id, i.embedding::%2$s as embedding, i.content, sha256(convert_to(i.content, 'UTF8')) as content_hash,
-                coalesce(i.payload, '{}') as payload, coalesce(i.user_id, $7) as user_id
-            from unnest($2, $3, $4, $5, $6) with ordinality i (id, embedding, content, payload, user_id, position)
-            order by i.id collate "C", i.position desc
-        ),
-        done as (
+        with done as (
             insert into %1$s as p (tenant_id, id, user_id, content, content_hash, model, embedding, payload)
             select $1, g.id, g.user_id, g.content, g.content_hash, $8, g.embedding, g.payload
-            from given g
-            left join %1$s p on p.tenant_id = $1 and p.id = g.id
-            where p.id is null
-                or p.content_hash is distinct from g.content_hash
-                or p.model is distinct from $8
-                or p.user_id is distinct from g.user_id
-                or p.payload <> g.payload
-                or g.embedding operator(@extschema:vector@.<>) p.embedding
-                or (p.embedding is null) > (g.embedding is null)
-            order by g.id collate "C"
+            from (
+                select distinct on (i.id collate "C")
+                    i.id collate "C" as id, i.embedding::%2$s as embedding, i.content, sha256(convert_to(i.content, 'UTF8')) as content_hash,
+                    coalesce(i.payload, '{}') as payload, coalesce(i.user_id, $7) as user_id
+                from unnest($2, $3, $4, $5, $6) with ordinality i (id, embedding, content, payload, user_id, position)
+                order by i.id collate "C", i.position desc
+            ) g
+            -- A look-up for each, whatever the planner thinks of the tenant's size. What is unchanged is not even locked.
+            left join lateral (
+                select true as is_unchanged
+                from %1$s p
+                where p.tenant_id = $1
+                    and p.id = g.id
+                    and p.content_hash is not distinct from g.content_hash
+                    and p.model is not distinct from $8
+                    and p.user_id is not distinct from g.user_id
+                    and p.payload = g.payload
+                    and (g.embedding is null or g.embedding operator(@extschema:vector@.=) p.embedding)
+                limit 1
+            ) p on true
+            where p.is_unchanged is null
+            -- In the order of their keys, so that two batches wait for each other instead of deadlocking.
+            order by g.id
             on conflict (tenant_id, id) do update
                 set number = excluded.number,
                     user_id = excluded.user_id,
@@ -124,11 +169,11 @@ begin
                         else excluded.embedding
                     end,
                     payload = excluded.payload,
-                    words = case when p.content_hash is not distinct from excluded.content_hash then p.words end,
+                    words = null,
                     updated_at = clock_timestamp()
             returning xmax = 0 as is_new
         )
-        select d.inserted, d.updated, (select count(*) from given) - d.inserted - d.updated
+        select d.inserted, d.updated, (select count(distinct i.id) from unnest($2) i (id)) - d.inserted - d.updated
         from (select count(*) filter (where is_new) as inserted, count(*) filter (where not is_new) as updated from done) d
         $upsert$,
         format('llm.%I', 'points_' || v_collection.name), llm._vector_type(v_collection)
@@ -148,6 +193,11 @@ comment on function llm.upsert_points(text, jsonb, text[], @extschema:vector@.ve
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader'],
     '_point_tenant', '_check_vectors'
+);
+
+select llm._grant_execute(
+    array['llm_owner', 'llm_admin', 'llm_auditor'],
+    '_parallel_builds_are_safe'
 );
 
 select llm._grant_execute(
