@@ -22,6 +22,8 @@ KEPT_BY_PLAN = {"self._statement", "self._prepared()"}
 #: Who may call spi.built_plan, and of what the statements are built.
 BUILDS_SQL = {
     "point_filter": "conditions in which keys and values are parameters",
+    "search_plan": "as vector_search",
+    "vector_search": "conditions of point_filter, and the table, type and numbers of a row of llm.collections, whose checks allow only names",
 }
 
 #: Would let data become code, reach outside the database, or change the process for everybody who uses this backend.

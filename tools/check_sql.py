@@ -24,6 +24,10 @@ INLINED = (
         "p_details jsonb,p_client_info jsonb,p_before jsonb,p_after jsonb,p_sensitive_hash bytea,p_login_role text,p_client_address inet,"
         "p_application text,p_transaction_id xid8)"
     ),
+    (
+        "llm.vector_search(p_collection text,p_query vector.vector,p_k integer,p_filter jsonb,p_score_threshold double precision,p_ef integer,"
+        "p_exact boolean,p_with_payload boolean)"
+    ),
     "llm.load_config(p_key text,p_default jsonb,p_cached boolean)",
     "llm.verify_session(p_token text,p_device text)",
 )
@@ -39,6 +43,7 @@ EXECUTES = {
     "llm._grant_execute": "regprocedures, which print themselves quoted, and roles that only functions.sql chooses",
     "llm._protect_tenant_table": "a regclass, which prints itself quoted, and privileges that only tables.sql chooses",
     "llm._protect_user_rows": "a regclass, which prints itself quoted",
+    "llm._let_functions_search": "a regclass, which prints itself quoted",
     "llm._make_partition": "names that format() or a regclass or regrole quotes",
     "llm._make_default_partition": "names that format() or a regclass or regrole quotes",
     "llm._copy_rows": "names that format() or a regclass or regrole quotes; the owner's code runs with the owner's rights",

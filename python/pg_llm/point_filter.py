@@ -70,6 +70,11 @@ def compile_filter(document: str | None, first: int = 1, row: str = "p") -> Cond
     return Condition(condition, tuple(compiler.types), tuple(compiler.values))
 
 
+def values_path(key: str | None) -> str:
+    """Return the jsonpath of a key. Raises `spi.InvalidParameter`."""
+    return _path(_steps(key, "the key"))
+
+
 class _Compiler:
     def __init__(self, first: int, row: str) -> None:
         self.types: list[str] = []

@@ -184,6 +184,32 @@ comment on function llm._vector_type(llm.collection) is
 'The type of a collection''s vectors, as SQL.';
 
 
+create function llm._let_functions_search(
+    p_table regclass
+)
+    returns void
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    execute format('create policy searched_by_function on %s for select to llm_owner using (true)', p_table);
+    execute format('alter policy user_isolation on %s to llm_admin, llm_app, llm_reader, llm_auditor', p_table);
+    execute format('create policy user_isolation_insert on %s as restrictive for insert to llm_owner'
+                   ' with check ((select llm.current_user_id()) is null or user_id = (select llm.current_user_id()))', p_table);
+    execute format('create policy user_isolation_update on %s as restrictive for update to llm_owner'
+                   ' using ((select llm.current_user_id()) is null or user_id = (select llm.current_user_id()))'
+                   ' with check ((select llm.current_user_id()) is null or user_id = (select llm.current_user_id()))', p_table);
+    execute format('create policy user_isolation_delete on %s as restrictive for delete to llm_owner'
+                   ' using ((select llm.current_user_id()) is null or user_id = (select llm.current_user_id()))', p_table);
+end
+$$;
+
+comment on function llm._let_functions_search(regclass) is
+'Lets functions of llm_owner read the points of all tenants and users: the condition of a policy would keep the server from using the indexes of
+payloads and words. Each of them must ask for tenant and user itself; what they write is checked by policies all the same.';
+
+
 -- security definer: points'' tables are llm_owner''s, who alone may create in schema llm.
 create function llm.create_collection(
     p_name                text,
@@ -262,6 +288,7 @@ begin
     end if;
     perform llm._protect_tenant_table(v_table::regclass, 'select'::text);
     perform llm._protect_user_rows(v_table::regclass);
+    perform llm._let_functions_search(v_table::regclass);
     perform llm.register_personal_data(v_table::regclass, 'user_id'::text, 'delete'::text, null::regclass, null::text[], null::text);
     return v_collection;
 end
@@ -315,7 +342,7 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_owner'],
-    '_check_collection', '_vector_type'
+    '_check_collection', '_vector_type', '_let_functions_search'
 );
 
 select llm._grant_execute(
