@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from . import search_plan, spi, tenant
@@ -17,10 +16,11 @@ MOST_HITS = 10_000
 MOST_GROUPS = 100
 
 #: What hnsw.ef_search, ivfflat.probes and hnsw.max_scan_tuples are when a search begins: llm._vector_search() sets them so.
-EF, PROBES, SCANNED = 40, 1, 5_000
+EF, PROBES, SCANNED = 40, 1, 1_000
 
-#: An index may visit so many times the points that it would have to if those that match lay anywhere; then all that match are compared.
-SCANNED_MORE = 5
+#: An index may visit so many times the points that it would have to if those that match lay anywhere. If that is not enough they are far from the
+#: vector, where an index is slow and misses some: then all that match are compared.
+SCANNED_MORE = 4
 MOST_SCANNED = 1_000_000_000
 
 _SET = spi.plan("select set_config($1, $2, true)", "text", "text")
@@ -232,12 +232,10 @@ def search_batch(
     payload: bool | None,
     claimed: str | None,
     user: str | None,
-) -> Iterator[tuple[int, *Hit]]:
-    """Yield the points nearest to each of several vectors, with its number, from 1 on."""
+) -> list[tuple[int, *Hit]]:
+    """Return the points nearest to each of several vectors, with its number, from 1 on."""
     search = Search(name, document, claimed, user, ef, exact=bool(exact), payload=payload is not False)
-    for number, vector in enumerate(vectors or [], 1):
-        for hit in search.hits(vector, k, threshold):
-            yield number, *hit
+    return [(number, *hit) for number, vector in enumerate(vectors or [], 1) for hit in search.hits(vector, k, threshold)]
 
 
 def recommend(
@@ -281,18 +279,19 @@ def search_groups(
     document: str | None,
     claimed: str | None,
     user: str | None,
-) -> Iterator[tuple[str, int, *Hit]]:
-    """Yield the nearest points of the groups with the nearest points: the group's value, the rank in it, the point."""
+) -> list[tuple[str, int, *Hit]]:
+    """Return the nearest points of the groups with the nearest points: the group's value, the rank in it, the point."""
     if groups is None or size is None or not (1 <= groups <= MOST_GROUPS and 1 <= size <= MOST_GROUPS):
         raise spi.InvalidParameter(f"{groups} groups of {size} points", hint=f"Ask for 1 to {MOST_GROUPS} groups of 1 to {MOST_GROUPS} points.")
+    ranked: list[tuple[str, int, *Hit]] = []
     nearest = _nearest_groups(Search(name, document, claimed, user), vector, key, groups, size)
     for value, found in nearest.items():
         members = found
         if len(found) < size:
             in_group = {"must": [*([json.loads(document)] if document else []), {"key": key, "match": {"value": json.loads(value)}}]}
             members = Search(name, json.dumps(in_group), claimed, user).hits(vector, size)
-        for rank, hit in enumerate(members[:size], 1):
-            yield value, rank, *hit
+        ranked.extend((value, rank, *hit) for rank, hit in enumerate(members[:size], 1))
+    return ranked
 
 
 def _nearest_groups(search: Search, vector: str | None, key: str | None, groups: int, size: int) -> dict[str, list[Hit]]:

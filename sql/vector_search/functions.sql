@@ -56,7 +56,7 @@ create function llm._vector_search(
     set enable_sort = off
     set jit = off
     set hnsw.iterative_scan = relaxed_order
-    set hnsw.max_scan_tuples = 5000
+    set hnsw.max_scan_tuples = 1000
     set hnsw.ef_search = 40
     set ivfflat.iterative_scan = relaxed_order
     set ivfflat.probes = 1
@@ -134,7 +134,7 @@ create function llm._search_batch(
     set enable_sort = off
     set jit = off
     set hnsw.iterative_scan = relaxed_order
-    set hnsw.max_scan_tuples = 5000
+    set hnsw.max_scan_tuples = 1000
     set hnsw.ef_search = 40
     set ivfflat.iterative_scan = relaxed_order
     set ivfflat.probes = 1
@@ -210,7 +210,7 @@ create function llm._recommend(
     set enable_sort = off
     set jit = off
     set hnsw.iterative_scan = relaxed_order
-    set hnsw.max_scan_tuples = 5000
+    set hnsw.max_scan_tuples = 1000
     set hnsw.ef_search = 40
     set ivfflat.iterative_scan = relaxed_order
     set ivfflat.probes = 1
@@ -280,7 +280,7 @@ create function llm._search_groups(
     set enable_sort = off
     set jit = off
     set hnsw.iterative_scan = relaxed_order
-    set hnsw.max_scan_tuples = 5000
+    set hnsw.max_scan_tuples = 1000
     set hnsw.ef_search = 40
     set ivfflat.iterative_scan = relaxed_order
     set ivfflat.probes = 1
