@@ -175,7 +175,9 @@ create function llm._vector_type(
 as $$
 begin
     return format(
-        '%s(%s)', case p_collection.element when 'halfvec' then '@extschema:vector@.halfvec' else '@extschema:vector@.vector' end, p_collection.dimensions
+        '%s(%s)',
+        case p_collection.element when 'halfvec' then '@extschema:vector@.halfvec' else '@extschema:vector@.vector' end,
+        p_collection.dimensions
     );
 end
 $$;
@@ -184,7 +186,53 @@ comment on function llm._vector_type(llm.collection) is
 'The type of a collection''s vectors, as SQL.';
 
 
-create function llm._let_functions_search(
+create function llm._parallel_builds_are_safe()
+    returns boolean
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (select string_to_array(e.extversion, '.')::integer[] >= '{0,8,2}' from pg_extension e where e.extname = 'vector');
+end
+$$;
+
+comment on function llm._parallel_builds_are_safe() is
+'Whether pgvector is 0.8.2 or newer: before, building an HNSW index with parallel workers overflows a buffer (CVE-2026-3172).';
+
+
+create function llm._payload_indexes(
+    p_collection text,
+    p_fields     jsonb
+)
+    returns table (name text, definition text)
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_table text := 'points_' || p_collection;
+begin
+    return query
+        select i.name, format('if not exists %I on llm.%I %s', i.name, v_table, i.rest)
+        from (
+            select v_table || '_payload' as name, 'using gin (payload jsonb_path_ops)' as rest
+            where p_fields <> '{}'
+            union all
+            select v_table || '_p' || substr(md5(f.key), 1, 10), format('(tenant_id, (payload -> %L))', f.key)
+            from jsonb_each_text(p_fields) f
+            where f.value in ('integer', 'float', 'datetime')
+        ) i
+        order by i.name;
+end
+$$;
+
+comment on function llm._payload_indexes(text, jsonb) is
+'The indexes over the payload that a collection should have, and what follows CREATE INDEX: one for what is equal, one each for fields that have an
+order.';
+
+
+create function llm._protect_points(
     p_table regclass
 )
     returns void
@@ -193,24 +241,20 @@ create function llm._let_functions_search(
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    execute format('create policy searched_by_function on %s for select to llm_owner using (true)', p_table);
+    perform llm._protect_tenant_table(p_table, 'select'::text);
+    perform llm._protect_user_rows(p_table);
+    -- Row-level security keeps the server from using an index for what is not leakproof: nearness, words, payload. So functions of llm_owner are
+    -- exempt, and name tenant and user in each statement.
+    execute format('create policy used_by_function on %s to llm_owner using (true) with check (true)', p_table);
     execute format('alter policy user_isolation on %s to llm_admin, llm_app, llm_reader, llm_auditor', p_table);
-    execute format('create policy user_isolation_insert on %s as restrictive for insert to llm_owner'
-                   ' with check ((select llm.current_user_id()) is null or user_id = (select llm.current_user_id()))', p_table);
-    execute format('create policy user_isolation_update on %s as restrictive for update to llm_owner'
-                   ' using ((select llm.current_user_id()) is null or user_id = (select llm.current_user_id()))'
-                   ' with check ((select llm.current_user_id()) is null or user_id = (select llm.current_user_id()))', p_table);
-    execute format('create policy user_isolation_delete on %s as restrictive for delete to llm_owner'
-                   ' using ((select llm.current_user_id()) is null or user_id = (select llm.current_user_id()))', p_table);
 end
 $$;
 
-comment on function llm._let_functions_search(regclass) is
-'Lets functions of llm_owner read the points of all tenants and users: the condition of a policy would keep the server from using the indexes of
-payloads and words. Each of them must ask for tenant and user itself; what they write is checked by policies all the same.';
+comment on function llm._protect_points(regclass) is
+'What the table of a collection''s points gets: as llm._protect_tenant_table() and llm._protect_user_rows(), but not for functions of llm_owner.';
 
 
--- security definer: points'' tables are llm_owner''s, who alone may create in schema llm.
+-- security definer: tables of points are llm_owner''s, who alone may create in schema llm.
 create function llm.create_collection(
     p_name                text,
     p_dimensions          integer,
@@ -240,6 +284,7 @@ as $$
 declare
     v_is_ready   boolean := llm._require_storage();
     v_table      text := format('llm.%I', 'points_' || p_name);
+    v_definition text;
     v_collection llm.collection := row(
         p_name, p_dimensions, p_distance, p_element, p_index_kind, p_m, p_ef_construction, p_lists, p_ef_search, p_full_scan_threshold,
         p_indexing_threshold, p_max_segment_size, p_deleted_threshold, p_payload_indexes, p_on_disk, p_model, p_language, p_text_indexed, 1,
@@ -286,9 +331,10 @@ begin
         -- "what has no words yet"
         execute format('create index on %s (tenant_id, number) where words is null and content is not null', v_table);
     end if;
-    perform llm._protect_tenant_table(v_table::regclass, 'select'::text);
-    perform llm._protect_user_rows(v_table::regclass);
-    perform llm._let_functions_search(v_table::regclass);
+    for v_definition in select i.definition from llm._payload_indexes(p_name, p_payload_indexes) i loop
+        execute format('create index %s', v_definition);
+    end loop;
+    perform llm._protect_points(v_table::regclass);
     perform llm.register_personal_data(v_table::regclass, 'user_id'::text, 'delete'::text, null::regclass, null::text[], null::text);
     return v_collection;
 end
@@ -301,8 +347,89 @@ alter function llm.create_collection(
 comment on function llm.create_collection(
     text, integer, text, text, text, integer, integer, integer, integer, bigint, bigint, bigint, double precision, jsonb, boolean, text, text, boolean
 ) is
-'Makes a collection for points of all tenants, and returns it. p_name: lower-case letters, digits, underscores; p_dimensions: of its vectors.
-Errors: invalid_parameter_value; duplicate_object.';
+'Makes a collection for points of all tenants, and returns it. p_name: lower-case letters, digits, underscores; p_dimensions: of its vectors;
+p_distance: cosine, l2, inner_product or l1; p_element: vector, halfvec (half the bytes), or bit (indexed by sign, ranked by the whole vector);
+p_index_kind: hnsw, ivfflat or none; p_m, p_ef_construction: of hnsw; p_lists: of ivfflat, null for what fits; p_ef_search: candidates that a search
+looks at; p_full_scan_threshold: up to so many points that match, a search compares them all; p_indexing_threshold: from so many points on there is an
+index; p_max_segment_size: points that one index holds at most; p_deleted_threshold: share of them that may go before it is built again;
+p_payload_indexes: fields to filter by, with their types (keyword, integer, float, bool, datetime, uuid, text, geo); p_on_disk: recorded, since
+PostgreSQL keeps in memory what is used; p_model: whose vectors these are; p_language: text search configuration; p_text_indexed: whether words are
+searched. Errors: invalid_parameter_value; duplicate_object.';
+
+
+-- security definer: as llm.create_collection().
+create function llm.alter_collection(
+    p_name                text,
+    p_index_kind          text default null,
+    p_m                   integer default null,
+    p_ef_construction     integer default null,
+    p_lists               integer default null,
+    p_ef_search           integer default null,
+    p_full_scan_threshold bigint default null,
+    p_indexing_threshold  bigint default null,
+    p_max_segment_size    bigint default null,
+    p_deleted_threshold   double precision default null,
+    p_payload_indexes     jsonb default null,
+    p_on_disk             boolean default null,
+    p_model               text default null
+)
+    returns llm.collection
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_old llm.collection := llm._collection(p_name);
+    v_new record;
+begin
+    select
+        coalesce(p_index_kind, o.index_kind) as index_kind, coalesce(p_m, o.m) as m,
+        coalesce(p_ef_construction, o.ef_construction) as ef_construction, coalesce(p_lists, o.lists) as lists, coalesce(p_ef_search, o.ef_search) as ef_search,
+        coalesce(p_full_scan_threshold, o.full_scan_threshold) as full_scan_threshold,
+        coalesce(p_indexing_threshold, o.indexing_threshold) as indexing_threshold,
+        coalesce(p_max_segment_size, o.max_segment_size) as max_segment_size,
+        coalesce(p_deleted_threshold, o.deleted_threshold) as deleted_threshold,
+        coalesce(p_payload_indexes, o.payload_indexes) as payload_indexes, coalesce(p_on_disk, o.on_disk) as on_disk,
+        coalesce(p_model, o.model) as model
+    into v_new
+    from (select (v_old).*) o;
+    perform llm._check_collection(row(
+        p_name, o.dimensions, o.distance, o.element, v_new.index_kind, v_new.m, v_new.ef_construction, v_new.lists, v_new.ef_search,
+        v_new.full_scan_threshold, v_new.indexing_threshold, v_new.max_segment_size, v_new.deleted_threshold, v_new.payload_indexes, v_new.on_disk,
+        v_new.model, o.language, o.text_indexed, o.version, o.created_at, o.updated_at
+    )::llm.collection)
+    from (select (v_old).*) o;
+    update llm.collections c
+    set index_kind = v_new.index_kind,
+        m = v_new.m,
+        ef_construction = v_new.ef_construction,
+        lists = v_new.lists,
+        ef_search = v_new.ef_search,
+        full_scan_threshold = v_new.full_scan_threshold,
+        indexing_threshold = v_new.indexing_threshold,
+        max_segment_size = v_new.max_segment_size,
+        deleted_threshold = v_new.deleted_threshold,
+        payload_indexes = v_new.payload_indexes,
+        on_disk = v_new.on_disk,
+        model = v_new.model,
+        version = c.version + 1,
+        updated_at = clock_timestamp()
+    where c.name = p_name;
+    return llm._collection(p_name);
+end
+$$;
+
+alter function llm.alter_collection(
+    text, text, integer, integer, integer, integer, bigint, bigint, bigint, double precision, jsonb, boolean, text
+) owner to llm_owner;
+
+comment on function llm.alter_collection(
+    text, text, integer, integer, integer, integer, bigint, bigint, bigint, double precision, jsonb, boolean, text
+) is
+'Changes a collection and returns it. Arguments: as of llm.create_collection(); what is null stays as it is. What concerns indexes is done by
+llm.maintain(): until then searches use those that are there. What its points are (dimensions, distance, element, language) stays: make another
+collection for others. Errors: undefined_object when there is no such collection; invalid_parameter_value.';
 
 
 -- security definer: as llm.create_collection().
@@ -341,11 +468,16 @@ select llm._grant_execute(
 );
 
 select llm._grant_execute(
+    array['llm_owner', 'llm_admin', 'llm_auditor'],
+    '_parallel_builds_are_safe'
+);
+
+select llm._grant_execute(
     array['llm_owner'],
-    '_check_collection', '_vector_type', '_let_functions_search'
+    '_check_collection', '_vector_type', '_payload_indexes', '_protect_points'
 );
 
 select llm._grant_execute(
     array['llm_admin'],
-    'create_collection', 'drop_collection'
+    'create_collection', 'alter_collection', 'drop_collection'
 );

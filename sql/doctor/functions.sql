@@ -23,6 +23,7 @@ begin
     return query select * from llm._doctor_personal_data();
     return query select * from llm._doctor_keys();
     return query select * from llm._doctor_audit();
+    return query select * from llm._doctor_vectors();
     return query select * from llm._doctor_python();
     return query select * from llm._doctor_coherence();
 end
@@ -215,12 +216,8 @@ begin
         cross join regexp_matches(s.script, '_protect_user_rows\(''(llm\.\w+)''', 'g') m
         where s.kind = 'tables'
         union
-        select c.oid::regclass::text, p.name
-        from pg_class c
-        cross join (values ('tenant_isolation'), ('user_isolation')) p (name)
-        where c.relnamespace = 'llm'::regnamespace
-            and c.relkind = 'r'
-            and c.relname ~ '^points_'
+        select c.oid::regclass::text, unnest(array['tenant_isolation', 'user_isolation', 'used_by_function'])
+        from pg_class c where c.relnamespace = 'llm'::regnamespace and c.relkind = 'r' and c.relname ~ '^points_'
     ),
     present as (
         select p.polrelid::regclass::text as relation, p.polname::text as policy
@@ -303,8 +300,7 @@ begin
     left join pg_roles r on r.oid = a.grantee
     where n.nspname = 'llm'
         and a.privilege_type = 'CREATE'
-        and r.rolsuper is not true
-        and a.grantee <> 'llm_owner'::regrole;
+        and not (coalesce(r.rolsuper, false) or a.grantee = 'llm_owner'::regrole);
     return query select
         'only superusers and llm_owner create in schema llm',
         v_wrong is null,

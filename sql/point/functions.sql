@@ -1,3 +1,19 @@
+create type llm.point as (
+    id          text,
+    user_id     uuid,
+    content     text,
+    model       text,
+    embedding   @extschema:vector@.vector,
+    payload     jsonb,
+    created_at  timestamptz,
+    updated_at  timestamptz
+);
+
+comment on type llm.point is
+'A point of a collection: user_id: whose it is, null for nobody''s in particular; model: whose vector it has; embedding: null when it is pending or
+was not asked for.';
+
+
 create function llm._point_tenant()
     returns text
     language plpgsql
@@ -20,10 +36,13 @@ comment on function llm._point_tenant() is
 'The tenant whose points this transaction reads and writes. Errors: object_not_in_prerequisite_state when none is set.';
 
 
-create function llm._check_vectors(
+create function llm._check_points(
     p_collection llm.collection,
     p_ids        text[],
-    p_vectors    @extschema:vector@.vector[]
+    p_vectors    @extschema:vector@.vector[],
+    p_contents   text[],
+    p_payloads   jsonb[],
+    p_user_ids   uuid[]
 )
     returns void
     language plpgsql
@@ -31,31 +50,86 @@ create function llm._check_vectors(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_wrong record;
+    v_count   integer := coalesce(cardinality(p_ids), 0);
+    v_user_id uuid := llm.current_user_id();
+    v_point   record;
+    v_wrong   text;
+    v_hint    text;
 begin
-    select i.id, i.position, @extschema:vector@.vector_dims(i.vector) as dimensions
-    into v_wrong
-    from unnest(p_ids, p_vectors) with ordinality i (id, vector, position)
-    where @extschema:vector@.vector_dims(i.vector) <> p_collection.dimensions
+    if cardinality(p_vectors) <> v_count or cardinality(p_contents) <> v_count or cardinality(p_payloads) <> v_count
+        or cardinality(p_user_ids) <> v_count
+    then
+        raise exception 'there are % ids, and another number of vectors, contents, payloads or users', v_count
+            using errcode = 'array_subscript_error',
+                  hint = 'Arrays are of the same length, null for what a point has not; or left out.';
+    end if;
+
+    select i.id, i.vector is null and i.content is null as is_empty, i.payload, i.user_id, @extschema:vector@.vector_dims(i.vector) as dimensions
+    into v_point
+    from unnest(p_ids, p_vectors, p_contents, p_payloads, p_user_ids) i (id, vector, content, payload, user_id)
+    where i.id is null
+        or octet_length(i.id) not between 1 and 500
+        or i.vector is null and i.content is null
+        or jsonb_typeof(i.payload) <> 'object'
+        or i.user_id <> v_user_id
+        or @extschema:vector@.vector_dims(i.vector) <> p_collection.dimensions
         or p_collection.distance = 'cosine' and @extschema:vector@.vector_norm(i.vector) = 0
     limit 1;
     if not found then
         return;
     end if;
-    if v_wrong.dimensions <> p_collection.dimensions then
-        raise exception 'the vector of point % has % dimensions, those of collection % have %', coalesce(quote_literal(left(v_wrong.id, 100)), 'null'),
-            v_wrong.dimensions, p_collection.name, p_collection.dimensions
-            using errcode = 'invalid_parameter_value',
-                  hint = 'Embed with the model that the collection was made for.';
+    if v_point.id is null or octet_length(v_point.id) not between 1 and 500 then
+        v_wrong := format('the id of a point has %s bytes', coalesce(octet_length(v_point.id)::text, 'no'));
+        v_hint := 'Ids have 1 to 500 bytes.';
+    elsif v_point.is_empty then
+        v_wrong := format('point %L has neither content nor a vector', v_point.id);
+        v_hint := 'Give one, or both. llm.set_payload() changes the payload alone.';
+    elsif jsonb_typeof(v_point.payload) <> 'object' then
+        v_wrong := format('the payload of point %L is of type %s', v_point.id, jsonb_typeof(v_point.payload));
+        v_hint := 'A payload is a JSON object.';
+    elsif v_point.user_id <> v_user_id then
+        raise exception 'point % cannot be written for user %', quote_literal(v_point.id), v_point.user_id
+            using errcode = 'insufficient_privilege',
+                  hint = 'This transaction works for one user, by llm.set_user(). Leave users out, or set none.';
+    elsif v_point.dimensions <> p_collection.dimensions then
+        v_wrong := format('the vector of point %L has %s dimensions, those of collection %s have %s', v_point.id, v_point.dimensions,
+                          p_collection.name, p_collection.dimensions);
+        v_hint := 'Embed with the model that the collection was made for.';
+    else
+        v_wrong := format('the vector of point %L is zero', v_point.id);
+        v_hint := 'By cosine distance, what has no direction is near to nothing. Leave the vector out until it is known.';
     end if;
-    raise exception 'the vector of point % is zero', coalesce(quote_literal(left(v_wrong.id, 100)), 'null')
-        using errcode = 'invalid_parameter_value',
-              hint = 'By cosine distance a vector without a direction is near to nothing. Leave the vector out until it is known.';
+    raise exception '%', v_wrong using errcode = 'invalid_parameter_value', hint = v_hint;
 end
 $$;
 
-comment on function llm._check_vectors(llm.collection, text[], @extschema:vector@.vector[]) is
-'Refuses vectors that do not fit a collection. Errors: invalid_parameter_value.';
+comment on function llm._check_points(llm.collection, text[], @extschema:vector@.vector[], text[], jsonb[], uuid[]) is
+'Refuses points that a collection cannot hold. Errors: invalid_parameter_value; array_subscript_error; insufficient_privilege for another user''s.';
+
+
+create function llm._owner_of_point(
+    p_id      text,
+    p_owner   uuid,
+    p_user_id uuid,
+    p_new     uuid
+)
+    returns uuid
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if p_owner is distinct from p_user_id and p_user_id is not null then
+        raise exception 'point % is not of this user', quote_literal(p_id)
+            using errcode = 'insufficient_privilege',
+                  hint = 'Choose another id; or work for its user, or for none: llm.set_user().';
+    end if;
+    return p_new;
+end
+$$;
+
+comment on function llm._owner_of_point(text, uuid, uuid, uuid) is
+'p_new, unless the point that is there is not of the user that is set. Errors: insufficient_privilege.';
 
 
 create function llm._point_words(
@@ -82,21 +156,6 @@ comment on function llm._point_words(regconfig, text, uuid, text) is
 'The words of a point, of its first 100,000 characters, and as further words whose it is: marks of its tenant and its user (llm._search_mark).';
 
 
-create function llm._parallel_builds_are_safe()
-    returns boolean
-    language plpgsql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    return (select string_to_array(e.extversion, '.')::integer[] >= '{0,8,2}' from pg_extension e where e.extname = 'vector');
-end
-$$;
-
-comment on function llm._parallel_builds_are_safe() is
-'Whether pgvector is 0.8.2 or newer: before, building an HNSW index with parallel workers overflows a buffer (CVE-2026-3172).';
-
-
 -- security definer: points are written by functions alone, which keep their numbers and hashes; user_isolation holds here too.
 create function llm.upsert_points(
     p_collection text,
@@ -117,15 +176,34 @@ as $$
 declare
     v_collection llm.collection := llm._collection(p_collection);
     v_tenant     text := llm._point_tenant();
-    v_count      bigint;
+    v_given      record;
 begin
-    if p_points is not null then
-        select
-            array_agg(r.id), array_agg(r.embedding::@extschema:vector@.vector), array_agg(r.content), array_agg(r.payload), array_agg(r.user_id)
-        into p_ids, p_embeddings, p_contents, p_payloads, p_user_ids
-        from jsonb_to_recordset(p_points) r (id text, embedding text, content text, payload jsonb, user_id uuid);
+    if (p_points is null) = (p_ids is null) then
+        raise exception 'points are given neither as objects nor as arrays, or as both'
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Give p_points alone; or p_ids with p_embeddings, p_contents, p_payloads and p_user_ids as far as there are any.';
     end if;
-    perform llm._check_vectors(v_collection, p_ids, p_embeddings);
+    if p_points is not null then
+        if jsonb_typeof(p_points) = 'object' then
+            p_points := jsonb_build_array(p_points);
+        end if;
+        if jsonb_typeof(p_points) <> 'array' or p_points @? 'strict $[*] ? (@.type() != "object")' then
+            raise exception 'these are not points: %', left(p_points::text, 100)
+                using errcode = 'invalid_parameter_value',
+                      hint = 'Give an object, or an array of objects, with id, and embedding, content, payload, user_id as far as there are any.';
+        end if;
+        select
+            coalesce(array_agg(r.id), '{}') as ids, array_agg(r.embedding::@extschema:vector@.vector) as embeddings,
+            array_agg(r.content) as contents, array_agg(r.payload) as payloads, array_agg(r.user_id) as user_ids
+        into v_given
+        from jsonb_to_recordset(p_points) r (id text, embedding text, content text, payload jsonb, user_id uuid);
+        p_ids := v_given.ids;
+        p_embeddings := v_given.embeddings;
+        p_contents := v_given.contents;
+        p_payloads := v_given.payloads;
+        p_user_ids := v_given.user_ids;
+    end if;
+    perform llm._check_points(v_collection, p_ids, p_embeddings, p_contents, p_payloads, p_user_ids);
 
     return query execute format(
         $upsert$
@@ -157,7 +235,7 @@ begin
             order by g.id
             on conflict (tenant_id, id) do update
                 set number = excluded.number,
-                    user_id = excluded.user_id,
+                    user_id = llm._owner_of_point(p.id, p.user_id, $7, excluded.user_id),
                     content = excluded.content,
                     content_hash = excluded.content_hash,
                     model = excluded.model,
@@ -169,7 +247,9 @@ begin
                         else excluded.embedding
                     end,
                     payload = excluded.payload,
-                    words = null,
+                    words = case
+                        when p.content_hash is not distinct from excluded.content_hash and p.user_id is not distinct from excluded.user_id then p.words
+                    end,
                     updated_at = clock_timestamp()
             returning xmax = 0 as is_new
         )
@@ -187,17 +267,23 @@ alter function llm.upsert_points(
 ) owner to llm_owner;
 
 comment on function llm.upsert_points(text, jsonb, text[], @extschema:vector@.vector[], text[], jsonb[], uuid[], text) is
-'Writes points, new or in place of those with the same ids, all or none.';
+'Writes points, new ones or in place of those with the same ids, all or none. Either p_points: an object, or an array of objects, with id, and
+embedding, content, payload, user_id as far as there are any; or, several times as fast, arrays of the same length: p_ids, p_embeddings, p_contents,
+p_payloads, p_user_ids. A point has content, a vector, or both; without a vector it keeps the one that it has for this content and model, else the
+vector is pending. user_id: whose it is, by default that of llm.set_user(); p_model: whose vectors these are, by default the collection''s. Of points
+with the same id the last one counts. Returns how many were new, how many changed, and how many are as they were: those were not touched.
+Errors: invalid_parameter_value, array_subscript_error; insufficient_privilege for another user''s; undefined_object when there is no such
+collection; object_not_in_prerequisite_state when no tenant is set.';
 
 
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader'],
-    '_point_tenant', '_check_vectors'
+    '_point_tenant'
 );
 
 select llm._grant_execute(
-    array['llm_owner', 'llm_admin', 'llm_auditor'],
-    '_parallel_builds_are_safe'
+    array['llm_owner'],
+    '_check_points', '_owner_of_point', '_point_words'
 );
 
 select llm._grant_execute(
