@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from . import spi
 
@@ -86,7 +86,7 @@ class _Compiler:
     def filter(self, document: Any, place: str, payload: str, depth: int) -> str:
         """Return the condition of an object with must, should, must_not, min_should."""
         if not isinstance(document, dict):
-            _refuse(place, "a filter is an object", "Its keys are must, should, must_not and min_should.")
+            raise _wrong(place, "a filter is an object", "Its keys are must, should, must_not and min_should.")
         if depth > DEEPEST:
             raise spi.LimitExceeded(f"the filter has more than {DEEPEST} levels at {place}", hint="Filters in filters can mostly be written as one.")
         parts = []
@@ -95,7 +95,9 @@ class _Compiler:
             if clause == "min_should":
                 parts.append(self._min_should(conditions, here, payload, depth))
             elif clause not in ("must", "should", "must_not"):
-                _refuse(here, "there is no such clause", "Clauses are must, should, must_not and min_should; a condition stands inside one of them.")
+                raise _wrong(
+                    here, "there is no such clause", "Clauses are must, should, must_not and min_should; a condition stands inside one of them."
+                )
             elif compiled := self._list(conditions, here, payload, depth):
                 if clause == "should":
                     parts.append(_any(compiled))
@@ -111,15 +113,15 @@ class _Compiler:
         if isinstance(conditions, dict):
             return [self._condition(conditions, place, payload, depth)]
         if not isinstance(conditions, list):
-            _refuse(place, "a clause is an array of conditions", 'Such as [{"key": "lang", "match": {"value": "de"}}].')
+            raise _wrong(place, "a clause is an array of conditions", 'Such as [{"key": "lang", "match": {"value": "de"}}].')
         return [self._condition(each, f"{place}[{number}]", payload, depth) for number, each in enumerate(conditions)]
 
     def _min_should(self, document: Any, place: str, payload: str, depth: int) -> str:
         if not isinstance(document, dict) or document.keys() != {"conditions", "min_count"}:
-            _refuse(place, "min_should is an object with conditions and min_count", 'Such as {"conditions": […], "min_count": 2}.')
+            raise _wrong(place, "min_should is an object with conditions and min_count", 'Such as {"conditions": […], "min_count": 2}.')
         count = document["min_count"]
         if not _is_count(count):
-            _refuse(f"{place}.min_count", "a count is a whole number from 0", "It says how many of the conditions must hold.")
+            raise _wrong(f"{place}.min_count", "a count is a whole number from 0", "It says how many of the conditions must hold.")
         compiled = self._list(document["conditions"], f"{place}.conditions", payload, depth)
         return f"({' + '.join(f'({each})::integer' for each in compiled) or '0'} >= {self._parameter('bigint', count)})"
 
@@ -130,7 +132,7 @@ class _Compiler:
                 f"the filter has more than {MOST_CONDITIONS} conditions", hint='Many values of one key are one condition: {"match": {"any": […]}}.'
             )
         if not isinstance(document, dict):
-            _refuse(place, "a condition is an object", 'Such as {"key": "lang", "match": {"value": "de"}}.')
+            raise _wrong(place, "a condition is an object", 'Such as {"key": "lang", "match": {"value": "de"}}.')
         if "key" in document:
             return self._field(document, place, payload)
         match list(document):
@@ -143,7 +145,7 @@ class _Compiler:
             case ["nested"]:
                 return self._nested_filter(document["nested"], f"{place}.nested", payload, depth)
             case [name] if name not in ("must", "should", "must_not", "min_should"):
-                _refuse(
+                raise _wrong(
                     f"{place}.{name}", "there is no such condition", "Conditions have a key, or are is_empty, is_null, has_id, nested or a filter."
                 )
         return self.filter(document, place, payload, depth + 1)
@@ -160,7 +162,7 @@ class _Compiler:
         names = [name for name in document if name != "key" and document[name] is not None]
         if len(names) != 1 or names[0] not in tests:
             unknown = next((name for name in names if name not in tests), "")
-            _refuse(
+            raise _wrong(
                 f"{place}.{unknown}" if unknown else place,
                 "there is no such test" if unknown else f"a condition has a key and one test, not {len(names)}",
                 "Tests are match, range, geo_bounding_box, geo_radius and values_count; is_empty and is_null stand before the key.",
@@ -171,13 +173,13 @@ class _Compiler:
 
     def _match(self, test: Any, place: str, payload: str, steps: list[Step]) -> str:
         if not isinstance(test, dict) or len(test) != 1:
-            _refuse(place, "match is an object with one key", "Keys are value, any, except, text, text_any and phrase.")
+            raise _wrong(place, "match is an object with one key", "Keys are value, any, except, text, text_any and phrase.")
         ((kind, value),) = test.items()
         here = f"{place}.{kind}"
         match kind:
             case "value":
                 if not isinstance(value, str | int | Decimal):
-                    _refuse(here, "a value is a string, a number, true or false", "is_null and is_empty find what is missing.")
+                    raise _wrong(here, "a value is a string, a number, true or false", "is_null and is_empty find what is missing.")
                 return self._equals_any([value], payload, steps)
             case "any":
                 return self._equals_any(_values(value, here), payload, steps)
@@ -187,9 +189,9 @@ class _Compiler:
                 return self._exists(payload, steps, _of_elements(other), {"v": value})
             case "text" | "text_any" | "phrase":
                 if not isinstance(value, str):
-                    _refuse(here, "words are a string", "All of them are looked for, whatever their order and case.")
+                    raise _wrong(here, "words are a string", "All of them are looked for, whatever their order and case.")
                 return self._has_words(kind, value, payload, steps)
-        _refuse(here, "there is no such match", "Keys are value, any, except, text, text_any and phrase.")
+        raise _wrong(here, "there is no such match", "Keys are value, any, except, text, text_any and phrase.")
 
     def _equals_any(self, values: list[Any], payload: str, steps: list[Step]) -> str:
         if len(values) <= MOST_INDEXED and not any(isinstance(step, int) for step in steps):
@@ -213,7 +215,7 @@ class _Compiler:
             return self._datetime_range(bounds, place, payload, steps)
         for name, bound in bounds.items():
             if isinstance(bound, bool) or not isinstance(bound, int | Decimal):
-                _refuse(f"{place}.{name}", "a bound is a number or a time", 'Times are strings such as "2026-01-31T12:00:00Z".')
+                raise _wrong(f"{place}.{name}", "a bound is a number or a time", 'Times are strings such as "2026-01-31T12:00:00Z".')
         inside = " && ".join(f"@ {_BOUNDS[name]} ${name}" for name in bounds)
         return self._exists(payload, steps, f'(@.type() == "number" && {inside} || exists(@[*] ? (@.type() == "number" && {inside})))', bounds)
 
@@ -233,7 +235,7 @@ class _Compiler:
         bounds = _bounds(test, place)
         for name, bound in bounds.items():
             if not _is_count(bound):
-                _refuse(f"{place}.{name}", "a count is a whole number from 0", "It is compared with the number of elements.")
+                raise _wrong(f"{place}.{name}", "a count is a whole number from 0", "It is compared with the number of elements.")
 
         def compared(count: str) -> str:
             return " && ".join(f"{count} {_BOUNDS[name]} ${name}" for name in bounds)
@@ -248,7 +250,7 @@ class _Compiler:
 
     def _geo_bounding_box(self, test: Any, place: str, payload: str, steps: list[Step]) -> str:
         if not isinstance(test, dict) or test.keys() != {"top_left", "bottom_right"}:
-            _refuse(place, "a box is an object with top_left and bottom_right", 'Both are objects such as {"lon": 13.4, "lat": 52.5}.')
+            raise _wrong(place, "a box is an object with top_left and bottom_right", 'Both are objects such as {"lon": 13.4, "lat": 52.5}.')
         west, north = _point(test["top_left"], f"{place}.top_left")
         east, south = _point(test["bottom_right"], f"{place}.bottom_right")
         # A box whose west is east of its east goes over the date line.
@@ -259,13 +261,13 @@ class _Compiler:
 
     def _geo_radius(self, test: Any, place: str, payload: str, steps: list[Step]) -> str:
         if not isinstance(test, dict) or test.keys() != {"center", "radius"}:
-            _refuse(
+            raise _wrong(
                 place, "a circle is an object with center and radius", 'Such as {"center": {"lon": 13.4, "lat": 52.5}, "radius": 1000}, in metres.'
             )
         lon, lat = (self._parameter("double precision", float(each)) for each in _point(test["center"], f"{place}.center"))
         radius = test["radius"]
         if isinstance(radius, bool) or not isinstance(radius, int | Decimal) or radius < 0:
-            _refuse(f"{place}.radius", "a radius is a number of metres", "It is compared with the distance on a sphere.")
+            raise _wrong(f"{place}.radius", "a radius is a number of metres", "It is compared with the distance on a sphere.")
         value_lon, value_lat = ((f"(v.value ->> '{axis}')::double precision") for axis in ("lon", "lat"))
         haversine = (
             f"{2 * _EARTH} * asin(sqrt(least(1, sin(radians({value_lat} - {lat}) / 2) ^ 2"
@@ -279,19 +281,19 @@ class _Compiler:
 
     def _of_key(self, document: Any, place: str, payload: str, predicate: str) -> str:
         if not isinstance(document, dict) or document.keys() != {"key"}:
-            _refuse(place, "this is an object with a key", 'Such as {"is_null": {"key": "reviewed_at"}}.')
+            raise _wrong(place, "this is an object with a key", 'Such as {"is_null": {"key": "reviewed_at"}}.')
         return self._exists(payload, _steps(document["key"], f"{place}.key"), predicate, {})
 
     def _has_id(self, ids: Any, place: str, payload: str) -> str:
         if payload != "payload":
-            _refuse(place, "elements of a payload have no id", "Set has_id beside nested, not in it.")
+            raise _wrong(place, "elements of a payload have no id", "Set has_id beside nested, not in it.")
         if not isinstance(ids, list) or not all(isinstance(each, str | int) and not isinstance(each, bool) for each in ids):
-            _refuse(place, "ids are an array of strings", 'Such as ["a", "b"].')
+            raise _wrong(place, "ids are an array of strings", 'Such as ["a", "b"].')
         return f"({self._row}.id = any ({self._parameter('text[]', [str(each) for each in ids])}))"
 
     def _nested_filter(self, document: Any, place: str, payload: str, depth: int) -> str:
         if not isinstance(document, dict) or document.keys() != {"key", "filter"}:
-            _refuse(place, "nested is an object with key and filter", "The filter is about each object in the array that the key leads to.")
+            raise _wrong(place, "nested is an object with key and filter", "The filter is about each object in the array that the key leads to.")
         steps = _steps(document["key"], f"{place}.key")
         if steps[-1] is not None:
             steps.append(None)
@@ -308,7 +310,8 @@ class _Compiler:
         return f"(jsonb_path_exists({self._column(payload)}, {path}, {self._parameter('jsonb', _json(variables))}, true) is true)"
 
     def _exists_value(self, payload: str, steps: list[Step], which: str, predicate: str) -> str:
-        return f"exists (select from jsonb_path_query({self._elements(payload, steps)}, 'strict $[*] ? ({which})', '{{}}', true) v (value) where {predicate})"
+        values = f"jsonb_path_query({self._elements(payload, steps)}, 'strict $[*] ? ({which})', '{{}}', true)"
+        return f"exists (select from {values} v (value) where {predicate})"
 
     def _elements(self, payload: str, steps: list[Step]) -> str:
         """Return an array of the values that a key leads to; of those that are arrays, their elements."""
@@ -345,7 +348,7 @@ def _steps(key: Any, place: str) -> list[Step]:
         steps.append(name if name is not None else int(step["index"]) if step["index"] else None)
         at = step.end()
     if not steps or at < len(key):
-        _refuse(place, f"{json.dumps(key, ensure_ascii=False)[:100]} is no key", 'Keys are such as a, a.b, a[].b, a[0], "a.b".c.')
+        raise _wrong(place, f"{json.dumps(key, ensure_ascii=False)[:100]} is no key", 'Keys are such as a, a.b, a[].b, a[0], "a.b".c.')
     return steps
 
 
@@ -377,26 +380,26 @@ def _values(values: Any, place: str) -> list[Any]:
         or len(kinds) > 1
         or not all(isinstance(each, str | int | Decimal) and not isinstance(each, bool) for each in values)
     ):
-        _refuse(place, "values are an array of strings, or one of numbers", 'Such as ["de", "en"].')
+        raise _wrong(place, "values are an array of strings, or one of numbers", 'Such as ["de", "en"].')
     return values
 
 
 def _bounds(test: Any, place: str) -> dict[str, Any]:
     bounds = {name: bound for name, bound in test.items() if bound is not None} if isinstance(test, dict) else {}
     if not bounds or not bounds.keys() <= _BOUNDS.keys():
-        _refuse(place, "bounds are an object with gt, gte, lt or lte", 'Such as {"gte": 1, "lt": 10}.')
+        raise _wrong(place, "bounds are an object with gt, gte, lt or lte", 'Such as {"gte": 1, "lt": 10}.')
     return bounds
 
 
 def _moment(bound: Any, place: str) -> str:
     if isinstance(bound, str) and re.fullmatch(DATETIME, bound, re.ASCII):
         try:
-            datetime.fromisoformat(bound.upper().replace("Z", "+00:00"))
+            datetime.fromisoformat(bound.upper())
         except ValueError:
             pass
         else:
             return bound + ("" if re.search(_ZONE, bound) else "Z" if ":" in bound else " 00:00Z")
-    _refuse(
+    raise _wrong(
         place,
         f"{_json(bound)[:100]} is no time",
         'Times are such as "2026-01-31T12:00:00Z", "2026-01-31 12:00" or "2026-01-31"; without a zone, of UTC.',
@@ -408,7 +411,7 @@ def _point(document: Any, place: str) -> tuple[int | Decimal, int | Decimal]:
         lon, lat = document["lon"], document["lat"]
         if all(isinstance(each, int | Decimal) and not isinstance(each, bool) for each in (lon, lat)) and abs(lon) <= 180 and abs(lat) <= 90:
             return lon, lat
-    _refuse(place, "a place is an object with lon from -180 to 180 and lat from -90 to 90", 'Such as {"lon": 13.4, "lat": 52.5}.')
+    raise _wrong(place, "a place is an object with lon from -180 to 180 and lat from -90 to 90", 'Such as {"lon": 13.4, "lat": 52.5}.')
 
 
 def _is_count(value: Any) -> bool:
@@ -427,5 +430,5 @@ def _json(value: Any) -> str:
     return json.dumps(value)
 
 
-def _refuse(place: str, problem: str, hint: str) -> NoReturn:
-    raise spi.InvalidParameter(f"the filter is wrong at {place}: {problem}", hint=hint)
+def _wrong(place: str, problem: str, hint: str) -> spi.InvalidParameter:
+    return spi.InvalidParameter(f"the filter is wrong at {place}: {problem}", hint=hint)

@@ -35,7 +35,8 @@ _READ = spi.plan(
     """
     select
         c.*,
-        (select n.nspname from pg_extension e join pg_namespace n on n.oid = e.extnamespace where e.extname = 'vector') as schema,
+        (select e.extnamespace::regnamespace::text from pg_extension e where e.extname = 'vector') as schema,
+        (select e.extnamespace::regnamespace::text from pg_extension e where e.extname = 'pg_trgm') as trigram_schema,
         coalesce(
             (
                 select jsonb_agg(jsonb_build_array(s.from_number, s.to_number, s.rows, s.settings) order by s.from_number)
@@ -76,7 +77,8 @@ class Collection:
         self.full_scan_threshold: int = row["full_scan_threshold"]
         self.language: str = row["language"]
         self.text_indexed: bool = row["text_indexed"]
-        self.schema = '"' + row["schema"].replace('"', '""') + '"'
+        self.schema: str = row["schema"]
+        self.trigram_schema: str = row["trigram_schema"]
         self.table = f"llm.points_{self.name}"
         self.type = f"{self.schema}.{'halfvec' if self.element == 'halfvec' else 'vector'}"
         self.operator = f"operator({self.schema}.{_OPERATORS[self.distance]})"

@@ -118,7 +118,7 @@ class Search:
             if matching and matching.is_all:
                 return rows, plan, None, matching
         ef = self._settings(k)
-        rows = search_plan.use_indexes(c, self.scope, k, self._columns).rows(vector, *self._arguments(k))
+        rows = search_plan.use_indexes(c, self.scope, k, self._columns).rows(vector, *self.arguments(k))
         if len(rows) < k:
             search_plan.remember(self._key, Matching(most, is_all=False, is_far=True))
             return (*self._compare(vector, k, None, comparing), None, self._known())  # type: ignore[return-value]
@@ -130,14 +130,15 @@ class Search:
 
     def _compare(self, vector: str, k: int, most: int | None, plan: str) -> tuple[list[dict[str, Any]], str]:
         limit = None if most is None else most + 1
-        rows = search_plan.compare_all(self.collection, self.scope, limit, self._columns).rows(vector, *self._arguments(k))
+        rows = search_plan.compare_all(self.collection, self.scope, limit, self._columns).rows(vector, *self.arguments(k))
         count = rows[0]["matching"] if rows else 0
         is_all = most is None or count <= most
         far = self._known()
         search_plan.remember(self._key, Matching(count, is_all, far is not None and far.is_far))
         return rows, plan
 
-    def _arguments(self, k: int) -> tuple[Any, ...]:
+    def arguments(self, k: int | None) -> tuple[Any, ...]:
+        """Return the values of the scope's parameters."""
         return (self.tenant, k, self.user, *self.condition.values)
 
     def _settings(self, k: int) -> int:
@@ -165,12 +166,12 @@ class Search:
             "text",
             *self.scope.types,
         )
-        return [row["id"] for row in plan.rows(after, *self._arguments(most))]  # type: ignore[arg-type]
+        return [row["id"] for row in plan.rows(after, *self.arguments(most))]  # type: ignore[arg-type]
 
     def count(self) -> int:
         """Return how many points there are, also without a vector."""
         plan = spi.built_plan(f"select count(*) as count from {self.collection.table} p where {self.scope.condition}", "text", *self.scope.types)
-        count: int = plan.row(None, *self._arguments(0))["count"]
+        count: int = plan.row(None, *self.arguments(0))["count"]
         return count
 
     def _report(self, requested: int, returned: int, matching: Matching | None, plan: str, ef: int | None, reason: str | None) -> None:
@@ -261,7 +262,7 @@ def recommend(
         f" array(select i.id from unnest($5 || $6) i (id) where not exists (select from {c.table} p where {examples.scope.condition}"
         " and p.id = i.id and p.embedding is not null)) as missing",
         "text", *examples.scope.types, "text[]", "text[]",
-    ).row(None, *examples._arguments(0), likes, dislikes)  # fmt: skip
+    ).row(None, *examples.arguments(0), likes, dislikes)  # fmt: skip
     if found["missing"]:
         raise spi.NoDataFound(
             f"point '{found['missing'][0][:100]}' does not exist, or has no vector", hint="Examples are points of the collection, of your own tenant."
@@ -331,7 +332,7 @@ def report(claimed: str | None, user: str | None) -> list[tuple[Any, ...]]:
         "text",
         *search.scope.types,
     )
-    return [tuple(last._replace(unindexed=plan.row(None, *search._arguments(0))["count"]))]
+    return [tuple(last._replace(unindexed=plan.row(None, *search.arguments(0))["count"]))]
 
 
 _VALUES = spi.plan(

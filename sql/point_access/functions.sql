@@ -43,7 +43,8 @@ create function llm.scroll_points(
     p_collection   text,
     p_after        text default null,
     p_limit        bigint default 100,
-    p_with_vectors boolean default false
+    p_with_vectors boolean default false,
+    p_filter       jsonb default null
 )
     returns setof llm.point
     language plpgsql
@@ -54,6 +55,16 @@ as $$
 declare
     v_collection llm.collection := llm._collection(p_collection);
 begin
+    if p_filter is not null then
+        return query
+            select p.*
+            from llm.get_points(
+                p_collection,
+                array(select llm._matching_points(p_collection, p_filter, p_after, p_limit, llm._point_tenant(), llm.current_user_id())),
+                p_with_vectors
+            ) p;
+        return;
+    end if;
     return query execute format(
         $scroll$
         select
@@ -71,16 +82,18 @@ begin
 end
 $$;
 
-alter function llm.scroll_points(text, text, bigint, boolean) owner to llm_owner;
+alter function llm.scroll_points(text, text, bigint, boolean, jsonb) owner to llm_owner;
 
-comment on function llm.scroll_points(text, text, bigint, boolean) is
+comment on function llm.scroll_points(text, text, bigint, boolean, jsonb) is
 'A page of a collection''s points in order of their ids (by bytes). p_after: the last id of the page before, null for the first page; p_limit: at
-most so many; p_with_vectors: their vectors, too. Errors: as llm.get_points().';
+most so many; p_with_vectors: their vectors, too; p_filter: those that match, see llm.matches_filter(). Errors: as llm.get_points();
+invalid_parameter_value for a filter that is none.';
 
 
 -- security definer: as llm.get_points().
 create function llm.count_points(
-    p_collection text
+    p_collection text,
+    p_filter     jsonb default null
 )
     returns bigint
     language plpgsql
@@ -92,6 +105,9 @@ declare
     v_collection llm.collection := llm._collection(p_collection);
     v_count      bigint;
 begin
+    if p_filter is not null then
+        return llm._count_matching(p_collection, p_filter, llm._point_tenant(), llm.current_user_id());
+    end if;
     execute format(
         'select count(*) from llm.%I where tenant_id = $1 and ($2 is null or user_id = $2)', 'points_' || v_collection.name
     )
@@ -101,10 +117,11 @@ begin
 end
 $$;
 
-alter function llm.count_points(text) owner to llm_owner;
+alter function llm.count_points(text, jsonb) owner to llm_owner;
 
-comment on function llm.count_points(text) is
-'How many points of a collection are the tenant''s, or the user''s if one is set. Errors: as llm.get_points().';
+comment on function llm.count_points(text, jsonb) is
+'How many points of a collection are the tenant''s, or the user''s if one is set. p_filter: of those that match. Errors: as
+llm.scroll_points().';
 
 
 -- Changing
@@ -170,7 +187,8 @@ how many points changed. Errors: invalid_parameter_value; as llm.get_points().';
 -- security definer: as llm.upsert_points().
 create function llm.delete_points(
     p_collection text,
-    p_ids        text[]
+    p_ids        text[] default null,
+    p_filter     jsonb default null
 )
     returns bigint
     language plpgsql
@@ -182,6 +200,16 @@ declare
     v_collection llm.collection := llm._collection(p_collection);
     v_count      bigint;
 begin
+    if (p_ids is null) = (p_filter is null) then
+        raise exception 'it is not clear which points are to be deleted'
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Give either p_ids or p_filter; the filter {} matches all.';
+    end if;
+    if p_filter is not null then
+        p_ids := array(
+            select llm._matching_points(p_collection, p_filter, null::text, null::bigint, llm._point_tenant(), llm.current_user_id())
+        );
+    end if;
     execute format(
         $delete$
         with due as (
@@ -190,6 +218,8 @@ begin
             where p.tenant_id = $1
                 and ($2 is null or p.user_id = $2)
                 and p.id = any ($3)
+                -- Asked again of a point that another transaction changed meanwhile.
+                and ($4 is null or llm.matches_filter(p.payload, $4, p.id))
             order by p.id
             for update
         )
@@ -200,16 +230,16 @@ begin
         $delete$,
         'points_' || v_collection.name
     )
-    using llm._point_tenant(), llm.current_user_id(), p_ids;
+    using llm._point_tenant(), llm.current_user_id(), p_ids, p_filter;
     get diagnostics v_count = row_count;
     return v_count;
 end
 $$;
 
-alter function llm.delete_points(text, text[]) owner to llm_owner;
+alter function llm.delete_points(text, text[], jsonb) owner to llm_owner;
 
-comment on function llm.delete_points(text, text[]) is
-'Deletes points for good. Returns how many there were. Errors: as llm.get_points().';
+comment on function llm.delete_points(text, text[], jsonb) is
+'Deletes points for good. p_ids: these; p_filter: instead, those that match. Returns how many there were. Errors: as llm.scroll_points().';
 
 
 select llm._grant_execute(

@@ -20,6 +20,6 @@ has_id is about. Errors: invalid_parameter_value names the place in the filter t
 
 
 select llm._grant_execute(
-    array['llm_admin', 'llm_app', 'llm_reader'],
+    array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader'],
     'matches_filter'
 );
