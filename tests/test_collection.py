@@ -77,7 +77,7 @@ def test_dropping_takes_everything_of_a_collection(db: Client, admin: Client) ->
     assert admin.one("select llm.drop_collection('docs')") is True
     assert admin.one("select llm.drop_collection('docs')") is False
     assert admin.column("select name from llm.list_collections()") == ["docs_2"]
-    assert db.column("select relation from llm.personal_data where relation like '%points%'") == ["llm.points_docs_2"]
+    assert db.column("select relation from llm.personal_data where relation like 'llm.points%'") == ["llm.points_docs_2"]
     assert db.column("select relname::text from pg_class where relname like 'points%' and relkind = 'r'") == ["points_docs_2"]
     assert admin.one("select name from llm.create_collection('docs', 5)") == "docs"
 

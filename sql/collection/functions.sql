@@ -283,7 +283,7 @@ create function llm.create_collection(
 as $$
 declare
     v_is_ready   boolean := llm._require_storage();
-    v_table      text := format('llm.%I', 'points_' || p_name);
+    v_table      text := format('llm.%I', 'points_' || coalesce(p_name, ''));
     v_definition text;
     v_collection llm.collection := row(
         p_name, p_dimensions, p_distance, p_element, p_index_kind, p_m, p_ef_construction, p_lists, p_ef_search, p_full_scan_threshold,
@@ -444,7 +444,7 @@ create function llm.drop_collection(
 as $$
 declare
     v_is_ready boolean := llm._require_storage();
-    v_table    text := format('llm.%I', 'points_' || p_name);
+    v_table    text := format('llm.%I', 'points_' || coalesce(p_name, ''));
 begin
     delete from llm.collections c where c.name = p_name;
     if not found then
