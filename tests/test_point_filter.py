@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from psycopg.errors import InvalidParameterValue, ProgramLimitExceeded
 
 from tests.filter_oracle import CONDITIONS, PAYLOADS, matches
 from tests.security.corpus import CORPUS
-from tests.support import Client, raises
+from tests.support import Client, Database, raises
 
 CAR = {
     "name": "Red car", "price": 12.5, "doors": [2, 4], "sold": True, "made": "2020-06-01T12:00:00+02:00", "note": None, "tags": [],
@@ -197,3 +198,42 @@ def test_any_json_is_a_filter_or_refused(app: Client, document: Any) -> None:
         app.run("select llm.matches_filter('{}', %s)", json.dumps(document))
     except InvalidParameterValue as error:
         assert "the filter is wrong at filter" in (error.diag.message_primary or "")
+
+
+@pytest.fixture
+def docs(admin: Client, bound: Client) -> Client:
+    """A collection with ten points of a tenant, and one of another."""
+    admin.run("""select llm.create_collection('docs', 2, p_payload_indexes => '{"n": "integer"}')""")
+    bound.run("select llm.upsert_points('docs', p_ids => %s, p_contents => %s, p_payloads => %s::text[]::jsonb[])",
+              [f"p{number}" for number in range(10)], ["x"] * 10, [json.dumps({"n": number}) for number in range(10)])  # fmt: skip
+    with admin.tenant("other"):
+        admin.run("select llm.upsert_points('docs', p_ids => array['q'], p_contents => array['x'])")
+    return bound
+
+
+def test_points_are_counted_scrolled_and_deleted_by_filter(docs: Client) -> None:
+    few = json.dumps({"must": {"key": "n", "range": {"gte": 4, "lt": 8}}})
+    assert docs.one("select llm.count_points('docs', %s)", few) == 4
+    assert docs.one("select llm.count_points('docs', '{}')") == docs.one("select llm.count_points('docs')") == 10
+    assert docs.column("select id from llm.scroll_points('docs', p_filter => %s)", few) == ["p4", "p5", "p6", "p7"]
+    assert docs.column("select id from llm.scroll_points('docs', 'p4', 2, p_filter => %s)", few) == ["p5", "p6"]
+    assert docs.one("select llm.delete_points('docs', p_filter => %s)", few) == 4
+    assert docs.one("select llm.delete_points('docs', array['p1', 'q'])") == 1
+    for arguments in ("", ", array['p1'], '{}'"):
+        with raises(InvalidParameterValue, match="it is not clear which points are to be deleted", hint="either p_ids or p_filter"):
+            docs.run(f"select llm.delete_points('docs'{arguments})")
+    assert docs.one("select llm.delete_points('docs', p_filter => '{}')") == 5
+
+
+def test_a_point_that_no_longer_matches_is_not_deleted(docs: Client, database: Database) -> None:
+    """Somebody changes its payload between the search for it and its deletion."""
+    other = database.client("app")
+    with other.transaction(), ThreadPoolExecutor(1) as pool:
+        other.run("select llm.set_payload('docs', array['p1'], '{\"n\": 100}')")
+        deleted = pool.submit(docs.one, "select llm.delete_points('docs', p_filter => %s)", json.dumps({"must": {"key": "n", "range": {"lt": 3}}}))
+        watch = database.client()
+        while not watch.one("select exists (select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database())"):
+            pass
+        other.run("commit")
+        assert deleted.result() == 2
+    assert docs.one("select llm.count_points('docs')") == 8
