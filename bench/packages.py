@@ -1,68 +1,92 @@
-"""Real input of the benchmarks: package descriptions of Debian with their embeddings, and labelled queries; VECTORS names the folder."""
+"""Descriptions of Debian packages as the benchmarks of searches use them: with labelled queries, the true neighbours, and fields to filter by."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psycopg
 
-FOLDER = Path(os.environ.get("VECTORS") or Path(__file__).resolve().parent.parent.parent / "shared/data/debian-packages")
-DIMENSIONS = 384
+from demo.packages import DIMENSIONS, Package, Vector, is_whole, packages, queries
+
+#: One point in so many has a value of a field: `any…` has nothing to do with the text, `near…` is what packages near to one another have in common.
+SHARES = (2, 10, 100, 1000)
+
 BATCH = 1_000
 
 
 @dataclass(frozen=True)
-class Packages:
-    """So many packages, and the queries about them: text, vector, the package each was made of, the nearest packages by inner product."""
+class Input:
+    """Packages and queries about them."""
 
-    docs: list[dict[str, Any]]
+    rows: list[Package]
     vectors: np.ndarray
-    query_texts: list[str]
-    query_vectors: np.ndarray
-    own: np.ndarray
-    nearest: np.ndarray
+    texts: list[str]
+    questions: list[Vector]
+    own: list[int]
+    fields: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The vectors of the queries."""
+        return np.array([each.values for each in self.questions], dtype=np.float32)
+
+    def nearest(self, among: np.ndarray | None = None, k: int = 10) -> list[set[str]]:
+        """Return the ids of the true neighbours of each query; `among`: for each query, which packages count."""
+        similar = self.matrix @ self.vectors.T
+        if among is not None:
+            similar = np.where(among, similar, -9)
+        return [{str(number) for number in np.argpartition(-each, k)[:k] if each[number] > -9} for each in similar]
+
+    def payload(self, number: int) -> dict[str, Any]:
+        """Return the payload of a package."""
+        return self.rows[number].payload | {name: int(values[number]) for name, values in self.fields.items()}
 
 
-def load(count: int | None = None, queries: int = 1_000) -> Packages:
-    """Read the first so many packages, and queries about these."""
-    with gzip.open(FOLDER / "docs.jsonl.gz", "rt") as file:
-        docs = [json.loads(line) for _, line in zip(range(count or 1 << 30), file, strict=False)]
-    vectors = np.load(FOLDER / "doc_vectors.f16.npy")[: len(docs)].astype(np.float32)
-    labelled = np.load(FOLDER / "queries.npz")
-    kept = labelled["doc_id"] < len(docs)
-    own, query_vectors = labelled["doc_id"][kept][:queries], labelled["vector"][kept][:queries].astype(np.float32)
-    distances = -(query_vectors @ vectors.T)
-    nearest = np.argsort(distances, axis=1)[:, :100]
-    return Packages(docs, vectors, [docs[number]["synopsis"] for number in own], query_vectors, own, nearest)
+def load(*, quick: bool, questions: int) -> Input:
+    """Read the whole set, if it is there, else the sample."""
+    rows = list(packages(5_000 if quick else None))
+    vectors = np.array([row.vector.values for row in rows], dtype=np.float32)
+    if is_whole():
+        labelled = np.load(Path(os.environ["PACKAGES"]) / "queries.npz")
+        kept = [(int(own), vector) for own, vector in zip(labelled["doc_id"], labelled["vector"], strict=True) if own < len(rows)][:questions]
+        found = Input(
+            rows, vectors, [rows[own].synopsis for own, _ in kept], [Vector(tuple(map(float, each))) for _, each in kept], [own for own, _ in kept]
+        )
+    else:
+        asked = queries()[:questions]
+        found = Input(rows, vectors, [each.text for each in asked], [each.vector for each in asked], [each.package for each in asked])
+    generator = np.random.default_rng(5)
+    for share in SHARES:
+        found.fields[f"any{share}"] = generator.permutation(len(rows)) % share
+        found.fields[f"near{share}"] = np.argmax(vectors @ vectors[generator.choice(len(rows), share, replace=False)].T, axis=1)
+    return found
 
 
-def literal(vector: np.ndarray) -> str:
-    """Return a vector as pgvector reads it."""
-    return "[" + ",".join(map(repr, vector.tolist())) + "]"
-
-
-def payload(doc: dict[str, Any], number: int) -> dict[str, Any]:
-    """Return what a package's point is filtered by: facts, and a bucket out of 1,000 that has nothing to do with the text."""
-    return {"section": doc["section"], "priority": doc["priority"], "installed_size": doc["installed_size"], "bucket": number * 7919 % 1000}
-
-
-def upsert(connection: psycopg.Connection, collection: str, packages: Packages) -> None:
+def upsert(connection: psycopg.Connection, collection: str, given: Input) -> None:
     """Store the packages as points."""
-    for start in range(0, len(packages.docs), BATCH):
-        part = range(start, min(start + BATCH, len(packages.docs)))
+    for part in batches(given):
         connection.execute(
-            "select llm.upsert_points(%s, p_ids => %s, p_embeddings => %s::text[]::vector[], p_contents => %s, p_payloads => %s::text[]::jsonb[])",
+            "select llm.upsert_points(%s, p_ids => %b, p_embeddings => %b, p_contents => %b, p_payloads => %b::jsonb[])",
             [
                 collection,
                 [str(number) for number in part],
-                [literal(packages.vectors[number]) for number in part],
-                [packages.docs[number]["description"] for number in part],
-                [json.dumps(payload(packages.docs[number], number)) for number in part],
+                [given.rows[number].vector for number in part],
+                [given.rows[number].description for number in part],
+                [json.dumps(given.payload(number)) for number in part],
             ],
         )
+
+
+def batches(given: Input) -> Iterator[range]:
+    """Yield the numbers of the packages, some at a time."""
+    for start in range(0, len(given.rows), BATCH):
+        yield range(start, min(start + BATCH, len(given.rows)))
+
+
+assert DIMENSIONS == 384, "the tables of the peers say so"

@@ -225,6 +225,34 @@ def test_points_are_counted_scrolled_and_deleted_by_filter(docs: Client) -> None
     assert docs.one("select llm.delete_points('docs', p_filter => '{}')") == 5
 
 
+def test_fields_with_an_index_are_compared_alike(docs: Client, db: Client) -> None:
+    values = [None, True, False, -1, 0, 1, 1.5, 2, "", "1", "x", [], [1], [2, "x"], [[1]], {}, {"n": 1}, [True], [None]]
+    payloads = [{"n": value} for value in values] + [{}]
+    docs.run("select llm.delete_points('docs', p_filter => '{}')")
+    docs.run("select llm.upsert_points('docs', p_ids => %s, p_contents => %s, p_payloads => %s::text[]::jsonb[])",
+             [f"p{number}" for number in range(len(payloads))], ["x"] * len(payloads), [json.dumps(each) for each in payloads])  # fmt: skip
+    tests: list[dict[str, Any]] = [{"match": {"value": value}} for value in (True, 0, 1, 1.5, "", "x")]
+    tests += [{"match": {"any": [1, 2]}}, {"match": {"any": []}}, {"match": {"except": [1]}}]
+    tests += [{"range": bounds} for bounds in ({"gt": 0}, {"gte": 1}, {"lt": 1.5}, {"lte": 1}, {"gt": 0, "lt": 2})]
+    for test in tests:
+        for clause in ("must", "must_not"):
+            document = {clause: [{"key": "n", **test}]}
+            found = docs.column("select id from llm.scroll_points('docs', p_filter => %s)", json.dumps(document))
+            assert set(found) == {f"p{number}" for number, each in enumerate(payloads) if matches(each, document)}, document
+
+
+def test_an_index_of_a_field_is_used(docs: Client, db: Client) -> None:
+    docs.run("select llm.upsert_points('docs', p_ids => %s, p_contents => %s, p_payloads => %s::text[]::jsonb[])",
+             [f"m{number}" for number in range(3000)], ["x"] * 3000, [json.dumps({"n": number}) for number in range(3000)])  # fmt: skip
+    (index,) = db.column("select indexname from pg_indexes where tablename = 'points_docs' and indexdef ~ '->'")
+    db.run("vacuum analyze llm.points_docs")
+    for test in ({"range": {"gte": 100, "lt": 103}}, {"match": {"any": [5, 6]}}):
+        before = db.one("select idx_scan from pg_stat_user_indexes where indexrelname = %s", index)
+        assert docs.one("select llm.count_points('docs', %s)", json.dumps({"must": {"key": "n", **test}})) >= 2
+        docs.run("select pg_stat_force_next_flush()")
+        assert db.one("select idx_scan from pg_stat_user_indexes where indexrelname = %s", index) > before
+
+
 def test_a_point_that_no_longer_matches_is_not_deleted(docs: Client, database: Database) -> None:
     """Somebody changes its payload between the search for it and its deletion."""
     other = database.client("app")

@@ -28,6 +28,7 @@ _ZONE = r":\d\d(\.\d+)?([Zz]|[+-]\d\d(:?\d\d)?)$"
 
 _BOUNDS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
+_TRUE = "'true'::jsonb"
 _HAS_SOMETHING = '(@.type() != "null" && (@.type() != "array" || @.size() > 0))'
 _IS_NULL = "(@ == null)"
 
@@ -57,15 +58,15 @@ def matches(payload: str | None, document: str | None, point: str | None) -> boo
     return found
 
 
-def compile_filter(document: str | None, first: int = 1, row: str = "p") -> Condition:
-    """Return the condition of a filter, given as JSON; none holds for all points.
+def compile_filter(document: str | None, first: int = 1, ordered: frozenset[str] = frozenset()) -> Condition:
+    """Return the condition of a filter, given as JSON, on points of alias p; none holds for all points.
 
-    `first` is the number of its first parameter, `row` the alias of the table of points. Raises `spi.InvalidParameter` with the place of what is
-    wrong, `spi.LimitExceeded` when there is too much of it.
+    `first` is the number of its first parameter; `ordered` are fields with an index by value, whose names need no escape in SQL.
+    Raises `spi.InvalidParameter` with the place of what is wrong, `spi.LimitExceeded` when there is too much of it.
     """
     if document is None:
         return Condition("true", (), ())
-    compiler = _Compiler(first, row)
+    compiler = _Compiler(first, ordered)
     condition = compiler.filter(json.loads(document, parse_float=Decimal), "filter", "payload", 0)
     return Condition(condition, tuple(compiler.types), tuple(compiler.values))
 
@@ -76,11 +77,11 @@ def values_path(key: str | None) -> str:
 
 
 class _Compiler:
-    def __init__(self, first: int, row: str) -> None:
+    def __init__(self, first: int, ordered: frozenset[str]) -> None:
         self.types: list[str] = []
         self.values: list[Any] = []
         self._first = first
-        self._row = row
+        self._ordered = ordered
         self._conditions = self._nested = 0
 
     def filter(self, document: Any, place: str, payload: str, depth: int) -> str:
@@ -197,6 +198,12 @@ class _Compiler:
         if len(values) <= MOST_INDEXED and not any(isinstance(step, int) for step in steps):
             # A form that the index of payloads answers: the value itself, or an array with it.
             forms = [_json(_wrapped(steps, form)) for value in values for form in (value, [value])]
+            if field := self._indexed(payload, steps):
+                equal = f"{field} = any ({self._parameter('jsonb[]', [_json(value) for value in values])})"
+                arrays = (
+                    f"{field} > {_TRUE} and p.payload @> any ({self._parameter('jsonb[]', [_json(_wrapped(steps, [value])) for value in values])})"
+                )
+                return f"(({equal} or {arrays}) and {field} is not null)"
             return f"({self._column(payload)} @> any ({self._parameter('jsonb[]', forms)}))"
         return self._exists(payload, steps, "(@ == $v[*] || exists(@[*] ? (@ == $v[*])))", {"v": values})
 
@@ -217,7 +224,12 @@ class _Compiler:
             if isinstance(bound, bool) or not isinstance(bound, int | Decimal):
                 raise _wrong(f"{place}.{name}", "a bound is a number or a time", 'Times are strings such as "2026-01-31T12:00:00Z".')
         inside = " && ".join(f"@ {_BOUNDS[name]} ${name}" for name in bounds)
-        return self._exists(payload, steps, f'(@.type() == "number" && {inside} || exists(@[*] ? (@.type() == "number" && {inside})))', bounds)
+        exact = self._exists(payload, steps, f'(@.type() == "number" && {inside} || exists(@[*] ? (@.type() == "number" && {inside})))', bounds)
+        if field := self._indexed(payload, steps):
+            # More than match, but a form that the field's index answers: in the order of jsonb numbers lie below true, arrays and objects above.
+            edges = [f"{field} {_BOUNDS[name]} {self._parameter('jsonb', _json(bound))}" for name, bound in bounds.items()]
+            return f"({_all([*edges, f'{field} < {_TRUE}'])} or {field} > {_TRUE}) and {exact}"
+        return exact
 
     def _datetime_range(self, bounds: dict[str, Any], place: str, payload: str, steps: list[Step]) -> str:
         zoned = f"(w.word || case when w.word ~ '{_ZONE}' then '' when w.word ~ ':' then 'Z' else ' 00:00Z' end)"
@@ -289,7 +301,7 @@ class _Compiler:
             raise _wrong(place, "elements of a payload have no id", "Set has_id beside nested, not in it.")
         if not isinstance(ids, list) or not all(isinstance(each, str | int) and not isinstance(each, bool) for each in ids):
             raise _wrong(place, "ids are an array of strings", 'Such as ["a", "b"].')
-        return f"({self._row}.id = any ({self._parameter('text[]', [str(each) for each in ids])}))"
+        return f"(p.id = any ({self._parameter('text[]', [str(each) for each in ids])}))"
 
     def _nested_filter(self, document: Any, place: str, payload: str, depth: int) -> str:
         if not isinstance(document, dict) or document.keys() != {"key", "filter"}:
@@ -318,8 +330,12 @@ class _Compiler:
         path = self._parameter("jsonpath", _path(steps))
         return f"jsonb_path_query_array(jsonb_path_query_array({self._column(payload)}, {path}, '{{}}', true), 'lax $[*][*]')"
 
+    def _indexed(self, payload: str, steps: list[Step]) -> str | None:
+        """Return the expression of a field that has an index by value."""
+        return f"(p.payload -> '{steps[0]}')" if payload == "payload" and len(steps) == 1 and steps[0] in self._ordered else None
+
     def _column(self, payload: str) -> str:
-        return f"{self._row}.payload" if payload == "payload" else payload
+        return "p.payload" if payload == "payload" else payload
 
     def _parameter(self, kind: str, value: Any) -> str:
         self.types.append(kind)

@@ -77,7 +77,7 @@ class Search:
         self.tenant = current_tenant(claimed)
         self.user = user
         self.document = document
-        self.condition = compile_filter(document, first=5)
+        self.condition = compile_filter(document, first=5, ordered=self.collection.ordered)
         self.scope = Scope.of(user is not None, self.condition)
         self.ef = self.collection.ef_search if ef is None else ef
         if not 1 <= self.ef <= search_plan.MOST_CANDIDATES:

@@ -28,6 +28,7 @@ create function llm._estimated_rows(
     volatile
     security definer
     set search_path = pg_catalog, pg_temp
+    set max_parallel_workers_per_gather = 0
 as $$
 from pg_llm import hybrid_search
 return hybrid_search.estimated_rows(p_collection, p_words)
