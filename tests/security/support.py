@@ -28,6 +28,8 @@ SAMPLES: dict[str, Any] = {
     "jsonb[]": ['{"a": 1}'],
     "llm.collection": None,
     "regconfig": "english",
+    "double precision[]": [1.0],
+    "vector": "[1,2,3]",
     "vector[]": ["[1,2,3]"],
     "llm.audit_access": None,
     "llm.audit_analysis": "(,1,{read},,{})",
