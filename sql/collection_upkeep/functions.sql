@@ -195,7 +195,7 @@ create function llm._fill_words(
     set client_min_messages = warning
 as $$
 declare
-    v_collection llm.collection := llm._collection(p_collection);
+    v_collection llm.collection := llm._find_collection(p_collection);
     v_count      bigint;
 begin
     if not v_collection.text_indexed then
@@ -242,7 +242,7 @@ declare
 begin
     perform llm._require_storage();
     if p_collection is not null then
-        perform llm._collection(p_collection);
+        perform llm._find_collection(p_collection);
     end if;
     foreach v_collection in array array(
         select c.name from llm.collections c where p_collection is null or c.name operator(pg_catalog.=) p_collection order by c.name

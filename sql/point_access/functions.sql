@@ -13,7 +13,7 @@ create function llm.get_points(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_collection llm.collection := llm._collection(p_collection);
+    v_collection llm.collection := llm._find_collection(p_collection);
 begin
     return query execute format(
         $get$
@@ -52,7 +52,7 @@ create function llm.scroll_points(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_collection llm.collection := llm._collection(p_collection);
+    v_collection llm.collection := llm._find_collection(p_collection);
 begin
     return query execute format(
         $scroll$
@@ -89,7 +89,7 @@ create function llm.count_points(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_collection llm.collection := llm._collection(p_collection);
+    v_collection llm.collection := llm._find_collection(p_collection);
     v_count      bigint;
 begin
     execute format(
@@ -123,7 +123,7 @@ create function llm.set_payload(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_collection llm.collection := llm._collection(p_collection);
+    v_collection llm.collection := llm._find_collection(p_collection);
     v_count      bigint;
 begin
     if jsonb_typeof(p_payload) is distinct from 'object' then
@@ -179,7 +179,7 @@ create function llm.delete_points(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_collection llm.collection := llm._collection(p_collection);
+    v_collection llm.collection := llm._find_collection(p_collection);
     v_count      bigint;
 begin
     execute format(
