@@ -77,7 +77,7 @@ def upsert(connection: psycopg.Connection, rows: Rows, prefix: str, collection: 
 
 def copy(connection: psycopg.Connection, rows: Rows, prefix: str, table: str = "bare") -> None:
     """Write packages with COPY into a table without an index over vectors."""
-    with connection.cursor().copy(f"copy {table} (id, content, payload, embedding) from stdin (format binary)") as stream:  # type: ignore[arg-type]
+    with connection.cursor().copy(f"copy {table} (id, content, payload, embedding) from stdin (format binary)") as stream:
         stream.set_types(["text", "text", "jsonb", "vector"])
         for identifier, content, payload, vector in zip(rows.ids, rows.contents, rows.payloads, rows.vectors, strict=True):
             stream.write_row((prefix + identifier, content, payload, vector))

@@ -385,7 +385,8 @@ declare
 begin
     select
         coalesce(p_index_kind, o.index_kind) as index_kind, coalesce(p_m, o.m) as m,
-        coalesce(p_ef_construction, o.ef_construction) as ef_construction, coalesce(p_lists, o.lists) as lists, coalesce(p_ef_search, o.ef_search) as ef_search,
+        coalesce(p_ef_construction, o.ef_construction) as ef_construction, coalesce(p_lists, o.lists) as lists,
+        coalesce(p_ef_search, o.ef_search) as ef_search,
         coalesce(p_full_scan_threshold, o.full_scan_threshold) as full_scan_threshold,
         coalesce(p_indexing_threshold, o.indexing_threshold) as indexing_threshold,
         coalesce(p_max_segment_size, o.max_segment_size) as max_segment_size,

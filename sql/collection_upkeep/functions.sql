@@ -283,8 +283,8 @@ comment on procedure llm.maintain(text, boolean, bigint) is
 'Looks after the collections, each step in a transaction of its own: finds the words of new points, decides which numbers get an index next, takes
 note of indexes that were built, drops those that are covered by others. Building them is left to llm.index_statements(), which keeps no writer
 waiting; p_lock_writers: true builds them right here, while writers of the collection wait. p_collection: null for all; p_waiting: leave it out; the
-row that is returned says how many statements wait to be run. Call it outside of a transaction, every minute or so; llm.segment_progress shows how far it
-is. For superusers. Errors: undefined_object when there is no such collection.';
+row that is returned says how many statements wait to be run. Call it outside of a transaction, every minute or so; llm.segment_progress shows how far
+it is. For superusers. Errors: undefined_object when there is no such collection.';
 
 
 select llm._grant_execute(

@@ -198,7 +198,8 @@ declare
                     end,
                     payload = excluded.payload,
                     words = case
-                        when p.content_hash is not distinct from excluded.content_hash and p.user_id is not distinct from excluded.user_id then p.words
+                        when p.content_hash is not distinct from excluded.content_hash and p.user_id is not distinct from excluded.user_id
+                            then p.words
                     end,
                     updated_at = clock_timestamp()
             returning xmax = 0 as is_new
