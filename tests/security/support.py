@@ -17,6 +17,7 @@ from tests.support import Client
 #: An argument of each type that functions of schema llm take. A function with another type needs a line here.
 SAMPLES: dict[str, Any] = {
     "bigint": 1,
+    "bigint[]": [1],
     "boolean": True,
     "bytea": b"bytes",
     "bytea[]": [b"bytes"],
