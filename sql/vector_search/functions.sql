@@ -120,7 +120,7 @@ create function llm.vector_search(
     rows 10
 as $$
     select h.id, h.score, h.distance, h.content, h.payload, h.user_id
-    from unnest(llm._vector_search(
+    from pg_catalog.unnest(llm._vector_search(
         p_collection, p_query, p_k, p_filter, p_score_threshold, p_ef, p_exact, p_with_payload, llm._claimed_tenant(), llm.current_user_id()
     )) h
 $$;
