@@ -376,6 +376,7 @@ def test_what_there_is_to_call_it_is_explained(daily: Client, database: Database
     assert ways["the system's cron"][1].splitlines() == [
         f'5 4 * * * psql -X -d {database.name} -c "call llm.manage_partitions()"',
         f'* * * * * psql -X -d {database.name} -c "call llm.index_new_messages()"',
+        f'* * * * * psql -X -d {database.name} -c "call llm.maintain()"',
     ]
     with raises(InvalidParameterValue, "scheduler at is unknown", hint="pg_cron"):
         daily.run("select llm.schedule_maintenance('at')")
@@ -412,6 +413,7 @@ def test_pg_cron_calls_it(scheduled: Client) -> None:
     assert scheduled.rows("select schedule, command from cron.job order by jobid") == [
         ("1 seconds", "call llm.manage_partitions()"),
         ("* * * * *", "call llm.index_new_messages()"),
+        ("* * * * *", "call llm.maintain()"),
     ]
     while scheduled.one("select last_ok_at is null from llm.partition_status where parent = 'public.by_cron'"):
         pass
