@@ -20,6 +20,7 @@ FORGED: dict[str, Any] = {
     "bigint": 666,
     "boolean": True,
     "bytea": b"FORGED",
+    "double precision": 666.0,
     "inet": "6.6.6.6",
     "int8multirange": "{[666,667)}",
     "integer": 666,
