@@ -169,7 +169,7 @@ def by_redis(peer: redis.Redis, given: Input) -> Search | None:
     """Search a vector set, where Redis has them: quantized to 8 bits, as it comes, without texts."""
     try:
         for number, vector in enumerate(given.vectors):
-            peer.execute_command("VADD", "packages", "FP32", vector.tobytes(), str(number), "M", 16, "EF", 100)
+            peer.execute_command("VADD", "packages", "FP32", vector.tobytes(), str(number), "M", 16, "EF", 100)  # type: ignore[no-untyped-call]
     except redis.exceptions.ResponseError:
         return None
     questions = [each.tobytes() for each in given.matrix]
