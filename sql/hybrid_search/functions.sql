@@ -137,6 +137,6 @@ select llm._grant_execute(
 );
 
 select llm._grant_execute(
-    array['llm_admin', 'llm_app', 'llm_reader'],
+    array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader'],
     'hybrid_search'
 );
