@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from random import random
@@ -10,7 +9,7 @@ from random import random
 from . import spi
 from .search_plan import Collection
 
-_LOG = spi.plan("select llm._log_query($1, $2, $3, $4)", "text", "real[]", "text", "uuid")
+_LOG = spi.plan("select llm._log_query($1, $2, $3, $4)", "text", "text", "text", "uuid")
 
 
 class _State:
@@ -20,7 +19,7 @@ class _State:
 def note(c: Collection, vector: str, tenant: str, user: str | None) -> None:
     """Keep a query's vector, or not, as the collection's share of logged queries says."""
     if not _State.is_measuring and random() < c.logged_share:  # noqa: S311 - chance, not secrets
-        _LOG.rows(c.name, json.loads(vector), tenant, user)
+        _LOG.rows(c.name, vector, tenant, user)
 
 
 @contextmanager

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from math import isfinite, log2, sqrt
+from functools import partial
+from math import log2, sqrt
 from statistics import fmean, median, quantiles, stdev
 from time import perf_counter
 from typing import Any, NamedTuple
 
 from . import query_log, search_plan, spi
-from .hybrid_search import MOST_CANDIDATES
+from .hybrid_search import CANDIDATES
 from .search_plan import Collection
 from .vector_search import Search
 
@@ -69,21 +70,19 @@ class _Measuring:
         self.source = "queries" if source == "queries" or len(probes) == sample else "points"
         if self.source == "points":
             probes = _points(Search(of.collection.name, None, claimed, user), sample)
-        self._exact_times: list[float] = []
         self._search = _vector_plan(of.collection)
         # Before anything is compared exactly: a session remembers how many points match, and searches accordingly.
-        self._found = {of.ef: self._searched(probes, of.ef)} if probes else {}
+        first = self._searched(probes, of.ef)
+        self._exact_times: list[float] = []
         truths = [self._nearest(probe, of.ef, self._exact_times, exact=True) for probe in probes]
         kept = [number for number, truth in enumerate(truths) if truth]
         if not kept:
             raise spi.NoDataFound(
-                f"collection {of.collection.name} has nothing to measure with",
+                f"collection '{of.collection.name}' has nothing to measure with",
                 hint="Measure when there are points of this tenant that match, and, by p_source => 'queries', searches that were logged.",
             )
         self.probes, self.truths = [probes[number] for number in kept], [truths[number] for number in kept]
-        if self._found:
-            ranked, times, plan = self._found[of.ef]
-            self._found[of.ef] = [ranked[number] for number in kept], times, plan
+        self._found = {of.ef: ([first[0][number] for number in kept], *first[1:])}
 
     def recall(self, ef: int) -> Recall:
         """Measure with so many candidates, and keep what was measured."""
@@ -111,15 +110,16 @@ class _Measuring:
     def _searched(self, probes: list[Probe], ef: int) -> tuple[list[list[float]], list[float], str]:
         times: list[float] = []
         # The first search of its kind also writes its plan.
-        self._nearest(probes[0], ef, [], exact=False)
+        for probe in probes[:1]:
+            self._nearest(probe, ef, [], exact=False)
         found = [self._nearest(probe, ef, times, exact=False) for probe in probes]
-        return found, times, _LAST_PLAN.row()["plan"]
+        return found, times, _LAST_PLAN.row()["plan"] if probes else ""
 
     def _nearest(self, probe: Probe, ef: int, times: list[float], *, exact: bool) -> list[float]:
         """Return the distances of the k nearest points."""
         wanted = self.k if probe.point is None else self.k + 1
         arguments = (self.of.collection.name, probe.vector, wanted, self.document, ef, exact)
-        rows = _timed(times, lambda: self._search.rows(*arguments))
+        rows = _timed(times, partial(self._search.rows, *arguments))
         return [row["distance"] for row in rows if row["id"] != probe.point][: self.k]
 
 
@@ -157,9 +157,8 @@ def tuning(
             # Another sample should meet it, too.
             return measured.recall - (measured.standard_error or 0) >= target
 
-        chosen, reason = _cheapest(of, measuring.k, meets, tried)
+        chosen, is_met, reason = _cheapest(of, measuring.k, meets, tried)
     best = tried[chosen]
-    is_met = best.recall >= target
     ef = of.ef if reason else chosen
     return [
         (
@@ -169,24 +168,24 @@ def tuning(
     ]  # fmt: skip
 
 
-def _cheapest(of: Search, k: int, meets: Callable[[int], bool], tried: dict[int, Recall]) -> tuple[int, str | None]:
-    """Return the ef to choose, or the one that comes nearest and the reason why it is not to be chosen.
+def _cheapest(of: Search, k: int, meets: Callable[[int], bool], tried: dict[int, Recall]) -> tuple[int, bool, str | None]:
+    """Return the ef that meets the target, or comes nearest; whether it does; and the reason why it is not to be chosen.
 
     Doubled until the target is met, then halved between the last that missed it and the first that met it.
     """
     if meets(of.ef) and tried[of.ef].plan in ("exact", "filtered_exact"):
-        return of.ef, "the points of this tenant are so few that all are compared: no index is asked"
+        return of.ef, True, "the points of this tenant are so few that all are compared: no index is asked"
     # An index looks at no fewer candidates than points are wanted.
     missed, met = 0, k
     while not meets(met):
         if met == search_plan.MOST_CANDIDATES:
             best = max(tried.values(), key=lambda measured: (measured.recall, -measured.ef))
-            return best.ef, "no ef_search finds so many: raise m and ef_construction, or take another element than bit"
+            return best.ef, False, "no ef_search finds so many: raise m and ef_construction, or take another element than bit"
         missed, met = met, min(met * 2, search_plan.MOST_CANDIDATES)
     while missed and met - missed > max(met // FINE_ENOUGH, 1):
         middle = (missed + met) // 2
         missed, met = (missed, middle) if meets(middle) else (middle, met)
-    return met, None
+    return met, True, None
 
 
 def _queries(of: Search, sample: int) -> list[Probe]:
@@ -246,7 +245,7 @@ def evaluate(
         "text", "text", f"{c.schema}.vector", "integer", "text", "double precision", "double precision[]", "integer", "integer",
     )  # fmt: skip
     by_vector = _vector_plan(c)
-    fused = (wanted, fusion, rrf_k, weights, max(wanted, DEFAULT_CANDIDATES), ef)
+    fused = (wanted, fusion, rrf_k, weights, max(wanted, CANDIDATES), ef)
     methods: dict[str, Callable[[Labelled], Ranked]] = {
         "vector": lambda query: by_vector.rows(c.name, query.vector, wanted, None, of.ef, False),
         "text": lambda query: hybrid.rows(c.name, query.text, None, *fused),
@@ -262,23 +261,23 @@ def evaluate(
         for method, search in methods.items():
             times: list[float] = []
             search(queries[0])
-            found = [[row["id"] for row in _timed(times, lambda query=query: search(query))] for query in queries]
-            rows.append((method, *measures(queries, found), *_percentiles(times)))
+            found = [[row["id"] for row in _timed(times, partial(search, query))] for query in queries]
+            rows.append((method, *measures(queries, found, wanted), *_percentiles(times)))
     rows.sort(key=lambda row: -row[3])
     columns = list(zip(*rows, strict=True))
     (measured_at,) = {row["measured_at"] for row in _KEEP_EVALUATION.rows(of.tenant, c.name, len(queries), wanted, missing, settings, note, *columns)}
     return [(c.name, measured_at, row[0], len(queries), wanted, *row[1:4], missing, *row[4:]) for row in rows]
 
 
-def measures(queries: list[Labelled], found: list[list[str]]) -> tuple[float, float, float]:
-    """Return hit rate, mean reciprocal rank, and nDCG (Järvelin and Kekäläinen 2002, with the grade as the gain) of ranked points."""
+def measures(queries: list[Labelled], found: list[list[str]], k: int) -> tuple[float, float, float]:
+    """Return hit rate, mean reciprocal rank, and nDCG (Järvelin and Kekäläinen 2002, with the grade as the gain) of the first k points."""
     hits, reciprocal, gains = [], [], []
     for query, ids in zip(queries, found, strict=True):
         grades = [query.grades.get(point, 0.0) for point in ids]
         first = next((rank for rank, grade in enumerate(grades, 1) if grade), 0)
         hits.append(1.0 if first else 0.0)
         reciprocal.append(1 / first if first else 0.0)
-        gains.append(_gain(grades) / _gain(sorted(query.grades.values(), reverse=True)[: len(ids)] or [1.0]))
+        gains.append(_gain(grades) / _gain(sorted(query.grades.values(), reverse=True)[:k]))
     return fmean(hits), fmean(reciprocal), fmean(gains)
 
 
@@ -314,7 +313,7 @@ def labelled(c: Collection, elements: Any) -> list[Labelled]:
     return queries
 
 
-def _problem(c: Collection, element: Any) -> str | None:  # noqa: PLR0911 - one problem after the other
+def _problem(c: Collection, element: Any) -> str | None:
     """Return what is wrong with a labelled query."""
     if not isinstance(element, dict):
         return f"is no object: {json.dumps(element)[:100]}"
@@ -325,7 +324,7 @@ def _problem(c: Collection, element: Any) -> str | None:  # noqa: PLR0911 - one 
         return f"has a query that is no text: {json.dumps(text)[:100]}"
     if given is not None:
         vector = _numbers(given)
-        if vector is None or not all(isfinite(value) and abs(value) <= LARGEST[c.element] for value in vector):
+        if vector is None or not all(abs(value) <= LARGEST[c.element] for value in vector):
             return f"has a vector that is none: {json.dumps(given)[:100]}"
         if len(vector) != c.dimensions:
             return f"has a vector of {len(vector)} dimensions, those of collection {c.name} have {c.dimensions}"
@@ -414,11 +413,12 @@ _KEEP_RECALL = spi.plan(
 
 _KEEP_EVALUATION = spi.plan(
     """
+    with t (now) as materialized (select clock_timestamp())
     insert into llm.search_evaluations (
         tenant_id, collection, measured_at, queries, k, missing, settings, note, method, hit_rate, mrr, ndcg, p50_ms, p95_ms
     )
     select $1, $2, t.now, $3, $4, $5, $6, $7, m.*
-    from (select clock_timestamp() offset 0) t (now)
+    from t
     cross join unnest($8, $9, $10, $11, $12, $13) m
     returning measured_at
     """,

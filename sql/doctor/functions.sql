@@ -24,7 +24,6 @@ begin
     return query select * from llm._doctor_keys();
     return query select * from llm._doctor_audit();
     return query select * from llm._doctor_vectors();
-    return query select * from llm._doctor_search_quality();
     return query select * from llm._doctor_python();
     return query select * from llm._doctor_coherence();
 end

@@ -36,8 +36,8 @@ create type llm.search_tuning as (
 );
 
 comment on type llm.search_tuning is
-'What llm.tune_collection() came to. ef_before, ef_search: the collection''s setting before and now; recall and times: as in llm.search_recall, with the
-ef that was found; measured: how many were tried; is_met: whether recall is the target or more; reason: why ef_search stays, if it does.';
+'What llm.tune_collection() came to. ef_before, ef_search: the collection''s setting before and now; recall and times: as in llm.search_recall, with
+the ef that was found; measured: how many were tried; is_met: whether the target was met; reason: why ef_search stays, if it does.';
 
 create type llm.search_evaluation as (
     collection   text,
@@ -102,7 +102,7 @@ create function llm.set_search_quality(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_collection llm.collection := llm._collection(p_collection);
+    v_collection llm.collection := llm._find_collection(p_collection);
     v_old        record;
 begin
     if not (coalesce(p_target_recall, 0) between 0 and 1 and coalesce(p_k, 1) between 1 and 1000 and coalesce(p_logged_share, 0) between 0 and 1) then
@@ -141,7 +141,7 @@ Errors: undefined_object when there is no such collection; invalid_parameter_val
 
 create function llm._log_query(
     p_collection text,
-    p_embedding  real[],
+    p_embedding  text,
     p_tenant     text,
     p_user_id    uuid
 )
@@ -154,12 +154,13 @@ begin
     if current_setting('transaction_read_only')::boolean then
         return;
     end if;
-    insert into llm.search_queries (tenant_id, collection, user_id, embedding) values (p_tenant, p_collection, p_user_id, p_embedding);
+    insert into llm.search_queries (tenant_id, collection, user_id, embedding)
+    values (p_tenant, p_collection, p_user_id, p_embedding::@extschema:vector@.vector);
     if random() < 0.01 then
         delete from llm.search_queries d
         where d.tenant_id = p_tenant
             and d.collection = p_collection
-            and d.query_id in (
+            and d.query_id = any (array(
                 select q.query_id
                 from llm.search_queries q
                 where q.tenant_id = p_tenant
@@ -167,12 +168,12 @@ begin
                 order by q.query_id desc
                 offset 1000
                 for update skip locked
-            );
+            ));
     end if;
 end
 $$;
 
-comment on function llm._log_query(text, real[], text, uuid) is
+comment on function llm._log_query(text, text, text, uuid) is
 'Keeps a query''s vector, unless the transaction is read-only; and now and then drops all but the newest 1,000.';
 
 
@@ -369,9 +370,9 @@ $$;
 
 comment on function llm.evaluate_search(text, jsonb, integer, regclass, text, double precision, double precision[], integer, text) is
 'Answers queries whose relevant points are known, by vector, by text (llm.hybrid_search() without a vector) and by both, as far as the queries have
-text and vectors; returns a row for each method, best nDCG first, and keeps it in llm.search_evaluations. p_labelled: an array of objects with query (text),
-vector (numbers, or as the type vector is written), relevant (an array of ids; or an object of ids with grades from 0, for not relevant at all); or
-p_table: a table with such columns. p_k: how many of the found points count, up to 1,000; p_fusion, p_rrf_k, p_weights, p_ef: as in
+text and vectors; returns a row for each method, best nDCG first, and keeps it in llm.search_evaluations. p_labelled: an array of objects with query
+(text), vector (numbers, or as the type vector is written), relevant (an array of ids; or an object of ids with grades from 0, for not relevant at all);
+or p_table: a table with such columns. p_k: how many of the found points count, up to 1,000; p_fusion, p_rrf_k, p_weights, p_ef: as in
 llm.hybrid_search(); p_note: kept with it. Errors: invalid_parameter_value names the element that is wrong, and nothing is kept; else as
 llm.hybrid_search().';
 
