@@ -106,7 +106,7 @@ def at_equal_recall(
 def filtered(ours: psycopg.Connection, bare: psycopg.Connection, given: Input) -> None:
     """Search among 50, 10, 1 and 0.1 % of the points."""
     bare.execute("set hnsw.iterative_scan = relaxed_order")
-    title("a search among some of the points, those that have the query's value of a field (ef 80)")
+    title("a search among some of the points, those that have the query's value of a field (ef 100)")
     for share in SHARES:
         for kind, field in (("by chance", f"any{share}"), ("near the query", f"near{share}")):
             values = given.fields[field]
@@ -125,7 +125,7 @@ def filtered(ours: psycopg.Connection, bare: psycopg.Connection, given: Input) -
                 missing[who] += len(expected) - len(rows)  # noqa: B023
 
             def we(number: int) -> None:
-                statement = "select id, distance, content, payload from llm.vector_search('vectors', %b, 10, %s, p_ef => 80)"
+                statement = "select id, distance, content, payload from llm.vector_search('vectors', %b, 10, %s, p_ef => 100)"
                 ask("ours", ours, statement, number, [given.questions[number], filters[number]])  # noqa: B023
 
             def they(number: int) -> None:
@@ -133,7 +133,7 @@ def filtered(ours: psycopg.Connection, bare: psycopg.Connection, given: Input) -
                 question = given.questions[number]
                 ask("bare", bare, statement, number, [question, contained[number], question])  # noqa: B023
 
-            bare.execute("set hnsw.ef_search = 80")
+            bare.execute("set hnsw.ef_search = 100")
             mine, theirs = interleaved(we, they, min(len(truth), 100))
             bar = AtLeast(10) if share == 100 else AtLeast(0)
             line(f"1 / {share} {kind}, p50", mine[0], "pgvector, iterative scan", theirs[0], bar)
@@ -173,7 +173,12 @@ def by_redis(peer: redis.Redis, given: Input) -> Search | None:
     except redis.exceptions.ResponseError:
         return None
     questions = [each.tobytes() for each in given.matrix]
-    return lambda number, ef: [each.decode() for each in peer.execute_command("VSIM", "packages", "FP32", questions[number], "COUNT", 10, "EF", ef)]
+
+    def search(number: int, ef: int) -> list[str]:
+        found = peer.execute_command("VSIM", "packages", "FP32", questions[number], "COUNT", 10, "EF", ef)  # type: ignore[no-untyped-call]
+        return [each.decode() for each in found]
+
+    return search
 
 
 def cheapest(search: Search, truth: list[set[str]], target: float) -> tuple[int, float]:

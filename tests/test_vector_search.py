@@ -171,7 +171,7 @@ def test_few_points_and_none(bound: Client, db: Client, points: Points) -> None:
     assert search(bound, query) == []
     assert report(bound)["reason"] == "no point matches"
     points.add(bound, "acme", 3)
-    bound.run("select llm.upsert_points('docs', p_ids => array['waiting'])")
+    bound.run("select llm.upsert_points('docs', p_ids => array['waiting'], p_contents => array['x'])")
     for _ in range(2):
         assert search(bound, query, 10) == points.nearest("acme", query, 10)
         told = report(bound)

@@ -55,11 +55,10 @@ create function llm._hybrid_search(
     p_tenant     text,
     p_user_id    uuid
 )
-    returns setof llm.hybrid_hit
+    returns llm.hybrid_hit[]
     language plpython3u
     stable
     security definer
-    rows 10
     set search_path = pg_catalog, pg_temp
     set client_min_messages = warning
     set plan_cache_mode = force_generic_plan
@@ -109,10 +108,10 @@ as $$
 begin
     return query
         select h.*
-        from llm._hybrid_search(
+        from unnest(llm._hybrid_search(
             p_collection, p_query, p_vector, p_k, p_filter, p_fusion, p_rrf_k, p_weights, p_candidates, p_ef, llm._claimed_tenant(),
             llm.current_user_id()
-        ) h;
+        )) h;
 end
 $$;
 

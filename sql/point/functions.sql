@@ -181,7 +181,8 @@ declare
     v_user       uuid := llm.current_user_id();
     v_model      text := coalesce(p_model, v_collection.model);
     v_given      record;
-    v_found      boolean;
+    v_is_new     boolean;
+    v_is_same    boolean;
     v_merge      constant text := $merge$
             on conflict (tenant_id, id) do update
                 set number = excluded.number,
@@ -232,25 +233,41 @@ begin
     end if;
     perform llm._check_points(v_collection, p_ids, p_embeddings, p_contents, p_payloads, p_user_ids);
 
-    -- One point is looked up and written by two small statements, which are planned several times as fast as that for many.
+    -- One point is written by small statements, which are planned several times as fast as that for many.
     if cardinality(p_ids) = 1 then
         execute format(
+            $new$
+            insert into %1$s as p (tenant_id, id, user_id, content, content_hash, model, embedding, payload)
+            values ($1, $2, coalesce($6, $7), $4, sha256(convert_to($4, 'UTF8')), $8, $3::%2$s, coalesce($5, '{}'))
+            on conflict (tenant_id, id) do nothing
+            returning true
+            $new$,
+            v_table, v_type
+        )
+        into v_is_new
+        using v_tenant, p_ids[1], p_embeddings[1], p_contents[1], p_payloads[1], p_user_ids[1], v_user, v_model;
+        if v_is_new then
+            return query values (1::bigint, 0::bigint, 0::bigint);
+            return;
+        end if;
+        execute format(
             $same$
-            select true
-            from %1$s p
-            where p.tenant_id = $1
-                and p.id = $2
-                and p.content_hash is not distinct from sha256(convert_to($4, 'UTF8'))
+            -- Compared here and not under WHERE, where the planner would estimate how many vectors are equal.
+            select
+                p.content_hash is not distinct from sha256(convert_to($4, 'UTF8'))
                 and p.model is not distinct from $8
                 and p.user_id is not distinct from coalesce($6, $7)
                 and p.payload = coalesce($5, '{}')
-                and ($3 is null or p.embedding operator(@extschema:vector@.=) $3::%2$s)
+                and ($3 is null or p.embedding is not null and p.embedding operator(@extschema:vector@.=) $3::%2$s)
+            from %1$s p
+            where p.tenant_id = $1
+                and p.id = $2
             $same$,
             v_table, v_type
         )
-        into v_found
+        into v_is_same
         using v_tenant, p_ids[1], p_embeddings[1], p_contents[1], p_payloads[1], p_user_ids[1], v_user, v_model;
-        if v_found then
+        if v_is_same then
             return query values (0::bigint, 0::bigint, 1::bigint);
             return;
         end if;
@@ -262,9 +279,9 @@ begin
             $one$,
             v_table, v_type, v_merge
         )
-        into v_found
+        into v_is_new
         using v_tenant, p_ids[1], p_embeddings[1], p_contents[1], p_payloads[1], p_user_ids[1], v_user, v_model;
-        return query values (v_found::integer::bigint, (not v_found)::integer::bigint, 0::bigint);
+        return query values (v_is_new::integer::bigint, (not v_is_new)::integer::bigint, 0::bigint);
         return;
     end if;
 
@@ -282,18 +299,18 @@ begin
             ) g
             -- A look-up for each, whatever the planner thinks of the tenant's size. What is unchanged is not even locked.
             left join lateral (
-                select true as is_unchanged
-                from %1$s p
-                where p.tenant_id = $1
-                    and p.id = g.id
-                    and p.content_hash is not distinct from g.content_hash
+                select
+                    p.content_hash is not distinct from g.content_hash
                     and p.model is not distinct from $8
                     and p.user_id is not distinct from g.user_id
                     and p.payload = g.payload
-                    and (g.embedding is null or g.embedding operator(@extschema:vector@.=) p.embedding)
+                    and (g.embedding is null or p.embedding is not null and g.embedding operator(@extschema:vector@.=) p.embedding) as is_unchanged
+                from %1$s p
+                where p.tenant_id = $1
+                    and p.id = g.id
                 limit 1
             ) p on true
-            where p.is_unchanged is null
+            where p.is_unchanged is not true
             -- In the order of their keys, so that two batches wait for each other instead of deadlocking.
             order by g.id
             %3$s

@@ -60,7 +60,7 @@ begin
             select p.*
             from llm.get_points(
                 p_collection,
-                array(select llm._matching_points(p_collection, p_filter, p_after, p_limit, llm._point_tenant(), llm.current_user_id())),
+                llm._matching_points(p_collection, p_filter, p_after, p_limit, llm._point_tenant(), llm.current_user_id()),
                 p_with_vectors
             ) p;
         return;
@@ -206,9 +206,7 @@ begin
                   hint = 'Give either p_ids or p_filter; the filter {} matches all.';
     end if;
     if p_filter is not null then
-        p_ids := array(
-            select llm._matching_points(p_collection, p_filter, null::text, null::bigint, llm._point_tenant(), llm.current_user_id())
-        );
+        p_ids := llm._matching_points(p_collection, p_filter, null::text, null::bigint, llm._point_tenant(), llm.current_user_id());
     end if;
     execute format(
         $delete$

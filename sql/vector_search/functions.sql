@@ -11,6 +11,33 @@ comment on type llm.search_hit is
 'A point that a search found. score: cosine similarity, dot product, or the negative distance by l2 and l1: the higher the nearer; distance: as
 pgvector''s operator gives it, of inner_product the negative dot product.';
 
+create type llm.batch_hit as (
+    query     integer,
+    id        text,
+    score     double precision,
+    distance  double precision,
+    content   text,
+    payload   jsonb,
+    user_id   uuid
+);
+
+comment on type llm.batch_hit is
+'As llm.search_hit. query: which of the queries found it, from 1 on.';
+
+create type llm.group_hit as (
+    group_value  jsonb,
+    rank         integer,
+    id           text,
+    score        double precision,
+    distance     double precision,
+    content      text,
+    payload      jsonb,
+    user_id      uuid
+);
+
+comment on type llm.group_hit is
+'As llm.search_hit. group_value: what the group has in common; rank: in the group, from 1 on.';
+
 create type llm.search_outcome as (
     collection         text,
     requested          integer,
@@ -31,6 +58,7 @@ vectors), none (p_k was 0); ef: candidates of an index, for ivfflat its probes; 
 that no index has, now; reason: why fewer were returned than requested.';
 
 
+-- As an array: settings would be set anew for each row of a set.
 -- security definer: row-level security would keep the server from using indexes; tenant and user are asked for here.
 create function llm._vector_search(
     p_collection      text,
@@ -44,11 +72,10 @@ create function llm._vector_search(
     p_tenant          text,
     p_user_id         uuid
 )
-    returns setof llm.search_hit
+    returns llm.search_hit[]
     language plpython3u
     stable
     security definer
-    rows 10
     set search_path = pg_catalog, pg_temp
     set client_min_messages = warning
     set plan_cache_mode = force_generic_plan
@@ -93,9 +120,9 @@ create function llm.vector_search(
     rows 10
 as $$
     select h.id, h.score, h.distance, h.content, h.payload, h.user_id
-    from llm._vector_search(
+    from pg_catalog.unnest(llm._vector_search(
         p_collection, p_query, p_k, p_filter, p_score_threshold, p_ef, p_exact, p_with_payload, llm._claimed_tenant(), llm.current_user_id()
-    ) h
+    )) h
 $$;
 
 comment on function llm.vector_search(
@@ -121,9 +148,7 @@ create function llm._search_batch(
     p_tenant          text,
     p_user_id         uuid
 )
-    returns table (
-        query integer, id text, score double precision, distance double precision, content text, payload jsonb, user_id uuid
-    )
+    returns llm.batch_hit[]
     language plpython3u
     stable
     security definer
@@ -165,9 +190,7 @@ create function llm.search_batch(
     p_exact           boolean default false,
     p_with_payload    boolean default true
 )
-    returns table (
-        query integer, id text, score double precision, distance double precision, content text, payload jsonb, user_id uuid
-    )
+    returns setof llm.batch_hit
     language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
@@ -175,9 +198,9 @@ as $$
 begin
     return query
         select h.*
-        from llm._search_batch(
+        from unnest(llm._search_batch(
             p_collection, p_queries, p_k, p_filter, p_score_threshold, p_ef, p_exact, p_with_payload, llm._claimed_tenant(), llm.current_user_id()
-        ) h;
+        )) h;
 end
 $$;
 
@@ -199,7 +222,7 @@ create function llm._recommend(
     p_tenant          text,
     p_user_id         uuid
 )
-    returns setof llm.search_hit
+    returns llm.search_hit[]
     language plpython3u
     stable
     security definer
@@ -244,9 +267,9 @@ as $$
 begin
     return query
         select h.*
-        from llm._recommend(
+        from unnest(llm._recommend(
             p_collection, p_positive, p_negative, p_k, p_filter, p_score_threshold, p_ef, llm._claimed_tenant(), llm.current_user_id()
-        ) h;
+        )) h;
 end
 $$;
 
@@ -267,9 +290,7 @@ create function llm._search_groups(
     p_tenant     text,
     p_user_id    uuid
 )
-    returns table (
-        group_value jsonb, rank integer, id text, score double precision, distance double precision, content text, payload jsonb, user_id uuid
-    )
+    returns llm.group_hit[]
     language plpython3u
     stable
     security definer
@@ -303,9 +324,7 @@ create function llm.search_groups(
     p_group_size integer default 3,
     p_filter     jsonb default null
 )
-    returns table (
-        group_value jsonb, rank integer, id text, score double precision, distance double precision, content text, payload jsonb, user_id uuid
-    )
+    returns setof llm.group_hit
     language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
@@ -313,9 +332,9 @@ as $$
 begin
     return query
         select h.*
-        from llm._search_groups(
+        from unnest(llm._search_groups(
             p_collection, p_query, p_group_by, p_groups, p_group_size, p_filter, llm._claimed_tenant(), llm.current_user_id()
-        ) h;
+        )) h;
 end
 $$;
 
@@ -372,7 +391,7 @@ create function llm._matching_points(
     p_tenant     text,
     p_user_id    uuid
 )
-    returns setof text
+    returns text[]
     language plpython3u
     stable
     security definer
