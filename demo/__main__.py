@@ -1,6 +1,4 @@
-"""Runs the demo: `python -m demo`. PRICES names a LiteLLM price file, PACKAGES a folder of package descriptions; without them small
-samples are used.
-"""
+"""Runs the demo: `python -m demo`. PRICES names a LiteLLM price file, PACKAGES a folder of packages; without them small samples are used."""
 
 from __future__ import annotations
 

@@ -14,10 +14,10 @@ from demo.stage import Stage
 
 #: What is looked for, as somebody says it who does not know the name; each comes with its embedding.
 QUESTIONS = (
-    "network performance measurement tool",
-    "tool to compute the statistical distribution of dice rolls",
-    "retromodern hispeed shmup",
-    "call program using Emacs as $EDITOR",
+    "two-player board game with randomness",
+    "heuristic minimizer of interesting files",
+    "Smaller embedded C library for ESP8266 development",
+    "Rename network interfaces based on various static criteria",
 )
 
 BATCH = 500
@@ -39,7 +39,7 @@ def play(stage: Stage) -> None:
     with stage.connect() as superuser, stage.connect("app") as app:
         load(stage, superuser, app)
         compare(stage, app, [asked[text] for text in QUESTIONS])
-        narrow(stage, app, asked[QUESTIONS[1]])
+        narrow(stage, app, asked[QUESTIONS[0]])
         examine(stage, superuser, app, list(asked.values()))
 
 
@@ -76,7 +76,7 @@ def load(stage: Stage, superuser: psycopg.Connection, app: psycopg.Connection) -
 def compare(stage: Stage, app: psycopg.Connection, questions: list[Query]) -> None:
     """Ask by meaning, by words, and by both."""
     stage.sql("select id from llm.vector_search('packages', embedding, 4);")
-    stage.sql("select id from llm.hybrid_search('packages', 'network performance measurement tool', embedding, 4);")
+    stage.sql("select id from llm.hybrid_search('packages', 'two-player board game with randomness', embedding, 4);")
     rows: list[tuple[object, ...]] = []
     for query in questions:
         legs = [

@@ -109,9 +109,9 @@ def test_comparing_all_finds_all(docs: Client, admin: Client) -> None:
     admin.run("select llm.create_collection('none', 3, p_index_kind => 'none')")
     docs.run("select llm.upsert_points('none', %s)", json.dumps([{"id": str(n), "embedding": [n, 1, n % 7]} for n in range(200)]))
     columns = "recall, standard_error, plan, queries, source, is_filtered"
-    assert docs.row(f"select {columns} from llm.vector_recall('none', 50, 5)") == (1, 0, "exact", 50, "points", False)
+    assert docs.row(f"select {columns} from llm.vector_recall('none', 50, 5)") == (1, 0, "exact", 50, "shifted", False)
     few = json.dumps({"must": {"has_id": [str(number) for number in range(20)]}})
-    assert docs.row(f"select {columns} from llm.vector_recall('none', 9, 5, p_filter => %s)", few) == (1, 0, "filtered_exact", 9, "points", True)
+    assert docs.row(f"select {columns} from llm.vector_recall('none', 9, 5, p_filter => %s)", few) == (1, 0, "filtered_exact", 9, "shifted", True)
     assert measure(docs, ", 20, p_ef => 1000")["recall"] > measure(docs, ", 20, p_ef => 10")["recall"] + 0.1
 
 
@@ -119,15 +119,31 @@ def test_of_points_at_one_distance_any_will_do(bound: Client, admin: Client, db:
     admin.run(f"select llm.create_collection('docs', {DIMENSIONS}, p_indexing_threshold => 1, p_full_scan_threshold => 0)")
     upsert(bound, np.repeat(vectors(300), 4, axis=0))
     db.run("call llm.maintain('docs', true)")
-    measured = measure(bound, ", p_ef => 1000")
+    measured = measure(bound, ", p_ef => 1000, p_source => 'points'")
     assert (measured["recall"], measured["plan"]) == (1, "hnsw")
+
+
+@pytest.mark.parametrize("distance", ["cosine", "l2", "inner_product", "l1"])
+def test_vectors_between_points_are_searched_for(bound: Client, admin: Client, db: Client, distance: str) -> None:
+    """As queries are: they are harder than the points themselves."""
+    admin.run(f"select llm.create_collection('docs', {DIMENSIONS}, %s{POOR})", distance)
+    upsert(bound, vectors(3000))
+    db.run("call llm.maintain('docs', true)")
+    found = {}
+    for source in ("shifted", "points"):
+        seeded = [bound.run("select setseed(0.1)") and measure(bound, ", 50, p_source => %s", source)["recall"] for _ in range(2)]
+        assert seeded[0] == seeded[1]
+        found[source] = seeded[0]
+    assert 0.05 < found["shifted"] < found["points"] < 1
+    assert measure(bound, ", 20, 5, 1000")["recall"] > found["points"]
 
 
 def test_a_point_does_not_count_itself(bound: Client, admin: Client) -> None:
     admin.run("select llm.create_collection('docs', 2)")
     bound.run("""select llm.upsert_points('docs', '{"id": "only", "embedding": [1, 2]}')""")
-    with raises(NoDataFound, match="collection 'docs' has nothing to measure with", hint="logged"):
-        measure(bound)
+    for source in ("points", "shifted", "queries"):
+        with raises(NoDataFound, match="collection 'docs' has nothing to measure with", hint="logged"):
+            measure(bound, ", p_source => %s", source)
     bound.run("""select llm.upsert_points('docs', '{"id": "other", "embedding": [1, 3]}')""")
     assert (measure(bound)["queries"], measure(bound, ", 1")["standard_error"]) == (2, None)
 
@@ -220,7 +236,7 @@ def test_queries_are_logged_as_the_collection_asks_for_it(plane: Client, admin: 
         assert plane.column(search) == ["a"]
     evaluate(plane, [{"vector": [1, 0], "relevant": ["a"]}])
     assert plane.one("select source from llm.vector_recall('plane', 2)") == "queries"
-    assert plane.one("select source from llm.vector_recall('plane', 3)") == "points"
+    assert plane.one("select source from llm.vector_recall('plane', 3)") == "shifted"
     assert plane.one("select queries from llm.vector_recall('plane', 3, p_source => 'queries')") == 2
     with plane.transaction():
         plane.run("select llm.set_user(%s)", BOB)

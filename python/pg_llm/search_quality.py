@@ -6,7 +6,8 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from math import log2, sqrt
+from math import dist, hypot, log2, sqrt
+from random import Random
 from statistics import fmean, median, quantiles, stdev
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ MOST_QUERIES = 10_000
 #: Points of one search.
 MOST_K = 1_000
 
-SOURCES = ("points", "queries")
+SOURCES = ("points", "shifted", "queries")
 
 #: Tuning ends when the ef that meets the target and the one that does not differ by no more than this part.
 FINE_ENOUGH = 20
@@ -34,7 +35,7 @@ type Ranked = list[dict[str, Any]]
 
 
 class Probe(NamedTuple):
-    """A vector to search for, and the point that it is of, which does not count."""
+    """A vector to search for, and the point that it is of, if any, which does not count."""
 
     vector: str
     point: str | None
@@ -64,13 +65,17 @@ class _Measuring:
             raise spi.InvalidParameter(f"p_sample is {_shown(sample)}", hint=f"Measure with 1 to {MOST_QUERIES:,} vectors.")
         self.k = _checked_count(k)
         if source is not None and source not in SOURCES:
-            raise spi.InvalidParameter(f"p_source is '{source[:100]}'", hint="It is points, queries, or null.")
+            raise spi.InvalidParameter(f"p_source is '{source[:100]}'", hint="It is queries, shifted, points, or null.")
         self.of, self.document = of, document
-        probes = _queries(of, sample) if source != "points" else []
-        self.source = "queries" if source == "queries" or len(probes) == sample else "points"
-        if self.source == "points":
-            probes = _points(Search(of.collection.name, None, claimed, user), sample)
+        #: A point that is searched for itself is found, too.
+        self.wanted = self.k + (source == "points")
         self._search = _vector_plan(of.collection)
+        probes = _queries(of, sample) if source in ("queries", None) else []
+        self.source = source or ("queries" if len(probes) == sample else "shifted")
+        if self.source != "queries":
+            probes = _points(Search(of.collection.name, None, claimed, user), sample)
+        if self.source == "shifted":
+            probes = [shifted for probe in probes if (shifted := self._shifted(probe))]
         # Before anything is compared exactly: a session remembers how many points match, and searches accordingly.
         first = self._searched(probes, of.ef)
         self._exact_times: list[float] = []
@@ -115,10 +120,24 @@ class _Measuring:
         found = [self._nearest(probe, ef, times, exact=False) for probe in probes]
         return found, times, _LAST_PLAN.row()["plan"] if probes else ""
 
+    def _shifted(self, probe: Probe) -> Probe | None:
+        """Return a point's vector, moved in some direction as far as its k-th neighbour is: about where queries lie."""
+        c = self.of.collection
+        rows = self._search.rows(c.name, probe.vector, self.k + 1, None, self.of.ef, False)
+        others = [row["id"] for row in rows if row["id"] != probe.point]
+        if not others:
+            return None
+        vector = _scaled(c, probe.vector)
+        neighbour = _scaled(c, _VECTOR_OF.row(c.name, others[-1])["vector"])
+        # The same one for the same point, so that setseed() makes a measurement repeatable.
+        chance = Random(probe.point)  # noqa: S311 - no secret
+        direction = [chance.gauss() for _ in vector]
+        length = dist(vector, neighbour) / hypot(*direction)
+        return Probe(json.dumps([value + length * part for value, part in zip(vector, direction, strict=True)]), None)
+
     def _nearest(self, probe: Probe, ef: int, times: list[float], *, exact: bool) -> list[float]:
         """Return the distances of the k nearest points."""
-        wanted = self.k if probe.point is None else self.k + 1
-        arguments = (self.of.collection.name, probe.vector, wanted, self.document, ef, exact)
+        arguments = (self.of.collection.name, probe.vector, self.wanted, self.document, ef, exact)
         rows = _timed(times, partial(self._search.rows, *arguments))
         return [row["distance"] for row in rows if row["id"] != probe.point][: self.k]
 
@@ -157,7 +176,7 @@ def tuning(
             # Another sample should meet it, too.
             return measured.recall - (measured.standard_error or 0) >= target
 
-        chosen, is_met, reason = _cheapest(of, measuring.k, meets, tried)
+        chosen, is_met, reason = _cheapest(of, measuring.wanted, meets, tried)
     best = tried[chosen]
     ef = of.ef if reason else chosen
     return [
@@ -168,7 +187,7 @@ def tuning(
     ]  # fmt: skip
 
 
-def _cheapest(of: Search, k: int, meets: Callable[[int], bool], tried: dict[int, Recall]) -> tuple[int, bool, str | None]:
+def _cheapest(of: Search, least: int, meets: Callable[[int], bool], tried: dict[int, Recall]) -> tuple[int, bool, str | None]:
     """Return the ef that meets the target, or comes nearest; whether it does; and the reason why it is not to be chosen.
 
     Doubled until the target is met, then halved between the last that missed it and the first that met it.
@@ -176,7 +195,7 @@ def _cheapest(of: Search, k: int, meets: Callable[[int], bool], tried: dict[int,
     if meets(of.ef) and tried[of.ef].plan in ("exact", "filtered_exact"):
         return of.ef, True, "the points of this tenant are so few that all are compared: no index is asked"
     # An index looks at no fewer candidates than points are wanted.
-    missed, met = 0, k
+    missed, met = 0, least
     while not meets(met):
         if met == search_plan.MOST_CANDIDATES:
             best = max(tried.values(), key=lambda measured: (measured.recall, -measured.ef))
@@ -201,6 +220,13 @@ def _points(of: Search, sample: int) -> list[Probe]:
         *of.scope.types,
     )
     return [Probe(row["vector"], row["id"]) for row in plan.rows(None, *of.arguments(sample))]
+
+
+def _scaled(c: Collection, written: str) -> list[float]:
+    """Return a vector, by cosine distance of unit length."""
+    vector: list[float] = json.loads(written)
+    length = hypot(*vector) if c.distance == "cosine" else 1
+    return [value / length for value in vector]
 
 
 def _vector_plan(c: Collection) -> spi.Plan:
@@ -397,6 +423,8 @@ _LOGGED = spi.plan(
     """,
     "text", "text", "uuid", "bigint",
 )  # fmt: skip
+
+_VECTOR_OF = spi.plan("select p.embedding::text as vector from llm.get_points($1, array[$2], true) p", "text", "text")
 
 _PRESENT = spi.plan("select count(*) as count from llm.get_points($1, $2, false)", "text", "text[]")
 

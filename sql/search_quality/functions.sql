@@ -15,7 +15,7 @@ create type llm.search_recall as (
 );
 
 comment on type llm.search_recall is
-'How much of what is really nearest searches have found. source: points or queries, whose vectors were searched for; queries: how many; k: points that
+'How much of what is really nearest searches have found. source: what was searched for: queries, shifted, points; queries: how many; k: points that
 each was to find; ef: as p_ef of llm.vector_search(); plan: as in llm.search_outcome, of the last one; recall: share of the k nearest that were found,
 from 0 to 1, on average; standard_error: of that average, null for a single query; p50_ms, p95_ms: median and 95th percentile of a search''s time in
 the server, exact_p50_ms: median when all points are compared.';
@@ -230,8 +230,8 @@ comment on function llm.vector_recall(text, integer, integer, integer, jsonb, te
 'Measures what searches of the current tenant, and of the user if one is set, find of what is really nearest: searches for a sample of vectors, then
 compares all points with each. Returns one row, and keeps it: llm.recall_history. p_sample: how many vectors, up to 10,000; p_k: points to find,
 up to 1,000; p_ef: as in llm.vector_search(), by default ef_search of the collection; p_filter: as there; p_source: queries, those that were logged
-(llm.set_search_quality()), or points, vectors of points chosen at random, each of which does not count itself; null for queries if there are at least
-p_sample. Errors: as llm.vector_search(); no_data_found when there is nothing to measure with.';
+(llm.set_search_quality()); shifted, vectors of points chosen at random, moved as far as their p_k-th neighbour is; points, these vectors as they are,
+where a point does not count itself; null for queries if there are p_sample, else shifted. Errors: as llm.vector_search(); no_data_found when there is nothing to measure with.';
 
 
 -- security definer: as llm._vector_recall().
