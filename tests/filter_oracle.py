@@ -148,11 +148,11 @@ _VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=3),
     max_leaves=6,
 )
-PAYLOADS = st.lists(
-    st.dictionaries(_NAMES, _VALUES | st.lists(st.dictionaries(_NAMES, _SCALARS), max_size=3), min_size=1, max_size=4), min_size=12, max_size=12
-)
+_FIELD = _SCALARS | _VALUES | st.lists(st.dictionaries(_NAMES, _SCALARS), max_size=3)
+_PAYLOAD = st.fixed_dictionaries({"a": _FIELD}, optional={"b": _FIELD, "c": _FIELD, "x y": _FIELD})
+PAYLOADS = st.lists(_PAYLOAD, min_size=12, max_size=12)
 
-_KEYS = st.sampled_from(["a", "a", "b", "x y", '"x y"', '"a"."b"', "a.b", "a[]", "a[0]", "a[].b", "b[1].a", "a.b[]", "a[].b[]", "b.c.a"])
+_KEYS = st.sampled_from([*["a"] * 10, "b", "x y", '"x y"', '"a"."b"', "a.b", "a[]", "a[0]", "a[].b", "b[1].a", "a.b[]", "a[].b[]", "b.c.a"])
 
 
 def _some(names: st.SearchStrategy[Any], values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:

@@ -77,16 +77,17 @@ begin
         select *
         from (
             values
-                ('code_embeddings', false,
+                (1, 'code_embeddings', false,
                  '{"file_path": "keyword", "function_name": "keyword", "language": "keyword", "project_id": "keyword"}'),
-                ('documentation_embeddings', false,
+                (2, 'documentation_embeddings', false,
                  '{"title": "text", "section": "keyword", "url": "keyword", "indexed_at": "datetime"}'),
-                ('conversation_embeddings', true,
+                (3, 'conversation_embeddings', true,
                  '{"conversation_id": "uuid", "message_id": "uuid", "user_id": "uuid", "timestamp": "datetime"}'),
-                ('incident_knowledge', false,
+                (4, 'incident_knowledge', false,
                  '{"incident_id": "keyword", "severity": "keyword", "services": "keyword", "resolution": "text"}')
-        ) d (name, on_disk, fields)
+        ) d (number, name, on_disk, fields)
         where not exists (select from llm.collections c where c.name = d.name)
+        order by d.number
     loop
         perform llm.create_collection(
             v_default.name, 1536, 'cosine'::text, 'vector'::text, 'hnsw'::text, 16, 100, null::integer, 40, 10000::bigint, 20000::bigint,

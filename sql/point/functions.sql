@@ -315,7 +315,7 @@ begin
             order by g.id
             %3$s
         )
-        select d.inserted, d.updated, (select count(distinct i.id) from unnest($2) i (id)) - d.inserted - d.updated
+        select d.inserted, d.updated, (select count(distinct i.id collate "C") from unnest($2) i (id)) - d.inserted - d.updated
         from (select count(*) filter (where is_new) as inserted, count(*) filter (where not is_new) as updated from done) d
         $many$,
         v_table, v_type, v_merge
