@@ -230,8 +230,9 @@ comment on function llm.vector_recall(text, integer, integer, integer, jsonb, te
 'Measures what searches of the current tenant, and of the user if one is set, find of what is really nearest: searches for a sample of vectors, then
 compares all points with each. Returns one row, and keeps it: llm.recall_history. p_sample: how many vectors, up to 10,000; p_k: points to find,
 up to 1,000; p_ef: as in llm.vector_search(), by default ef_search of the collection; p_filter: as there; p_source: queries, those that were logged
-(llm.set_search_quality()); shifted, vectors of points chosen at random, moved as far as their p_k-th neighbour is; points, these vectors as they are,
-where a point does not count itself; null for queries if there are p_sample, else shifted. Errors: as llm.vector_search(); no_data_found when there is nothing to measure with.';
+(llm.set_search_quality()); shifted, vectors of points chosen at random, moved as far as their p_k-th neighbour is; points, these vectors as they
+are, where a point does not count itself; null for queries if there are p_sample, else shifted. Errors: as llm.vector_search(); no_data_found when
+there is nothing to measure with.';
 
 
 -- security definer: as llm._vector_recall().
@@ -371,7 +372,7 @@ $$;
 comment on function llm.evaluate_search(text, jsonb, integer, regclass, text, double precision, double precision[], integer, text) is
 'Answers queries whose relevant points are known, by vector, by text (llm.hybrid_search() without a vector) and by both, as far as the queries have
 text and vectors; returns a row for each method, best nDCG first, and keeps it in llm.search_evaluations. p_labelled: an array of objects with query
-(text), vector (numbers, or as the type vector is written), relevant (an array of ids; or an object of ids with grades from 0, for not relevant at all);
+(text), vector (numbers, or as the type vector is written), relevant (an array of ids; or an object of ids with grades from 0, for not relevant);
 or p_table: a table with such columns. p_k: how many of the found points count, up to 1,000; p_fusion, p_rrf_k, p_weights, p_ef: as in
 llm.hybrid_search(); p_note: kept with it. Errors: invalid_parameter_value names the element that is wrong, and nothing is kept; else as
 llm.hybrid_search().';
