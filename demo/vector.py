@@ -14,7 +14,7 @@ from demo.stage import Stage
 
 #: What is looked for, as somebody says it who does not know the name; each comes with its embedding.
 QUESTIONS = (
-    "two-player board game with randomness",
+    "tool to compute the statistical distribution of dice rolls",
     "heuristic minimizer of interesting files",
     "Smaller embedded C library for ESP8266 development",
     "Rename network interfaces based on various static criteria",
@@ -76,7 +76,7 @@ def load(stage: Stage, superuser: psycopg.Connection, app: psycopg.Connection) -
 def compare(stage: Stage, app: psycopg.Connection, questions: list[Query]) -> None:
     """Ask by meaning, by words, and by both."""
     stage.sql("select id from llm.vector_search('packages', embedding, 4);")
-    stage.sql("select id from llm.hybrid_search('packages', 'two-player board game with randomness', embedding, 4);")
+    stage.sql("select id from llm.hybrid_search('packages', 'tool to compute the statistical distribution of dice rolls', embedding, 4);")
     rows: list[tuple[object, ...]] = []
     for query in questions:
         legs = [
@@ -116,10 +116,10 @@ def narrow(stage: Stage, app: psycopg.Connection, query: Query) -> None:
 def examine(stage: Stage, superuser: psycopg.Connection, app: psycopg.Connection, asked: list[Query]) -> None:
     """Measure recall, tune, and evaluate labelled queries."""
     stage.scene("How good are these searches?")
-    stage.sql("select * from llm.tune_collection('packages', p_target_recall => 0.98);")
-    with stage.step("200 packages, each searched for by index and by comparing all") as step:
+    stage.sql("select * from llm.tune_collection('packages', p_target_recall => 0.98, p_sample => 100);")
+    with stage.step("100 vectors, each searched for by index and by comparing all") as step:
         columns = "ef_before, ef_search, round(recall::numeric, 4), round(standard_error::numeric, 4), p50_ms, measured, is_met, reason"
-        tuned = ask(superuser, "acme", f"select {columns} from llm.tune_collection('packages', 0.98)")[0]
+        tuned = ask(superuser, "acme", f"select {columns} from llm.tune_collection('packages', 0.98, 100)")[0]
         step.result = f"{tuned[5]} settings tried"
     stage.say(
         f"  ef_search was {tuned[0]}, and is {tuned[1]} now, which finds {tuned[2]} ± {tuned[3]} of the ten nearest in {tuned[4]:.2f} ms"

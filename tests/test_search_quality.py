@@ -185,6 +185,7 @@ def test_tuning_finds_the_smallest_ef_that_meets_the_target_and_stores_it(docs: 
         tuned = tune(admin, ", 0.7, 100")
         found = admin.rows("select ef, recall, standard_error from llm.recall_measurements order by measurement_id")
         event = admin.row("select object_id, before, after, details ->> 'target_recall' from llm.get_audit_logs(p_action => 'tune')")
+    assert len({ef for ef, _, _ in found}) == len(found)
     meets = {ef: recall - error >= 0.7 for ef, recall, error in found}
     assert (tuned["before"], tuned["is_met"], tuned["reason"], tuned["measured"]) == (40, True, None, len(meets))
     assert tuned["recall"] - tuned["standard_error"] >= 0.7

@@ -171,8 +171,10 @@ def tuning(
         tried: dict[int, Recall] = {}
 
         def meets(ef: int) -> bool:
-            measured = tried[ef] = measuring.recall(ef)
-            measuring.keep(measured)
+            if ef not in tried:
+                tried[ef] = measuring.recall(ef)
+                measuring.keep(tried[ef])
+            measured = tried[ef]
             # Another sample should meet it, too.
             return measured.recall - (measured.standard_error or 0) >= target
 
