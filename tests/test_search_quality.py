@@ -136,7 +136,7 @@ def test_vectors_between_points_are_searched_for(bound: Client, admin: Client, d
             bound.run("select setseed(0.1)")
             repeated.add(measure(bound, ", 50, 5, p_source => %s", source)["recall"])
         (found[source],) = repeated
-    assert 0.05 < found["shifted"] != found["points"]
+    assert 0.05 < found["shifted"] < 1
     assert measure(bound, ", 20, 5, 1000")["recall"] > found["shifted"]
 
 
@@ -146,7 +146,6 @@ def test_vectors_between_points_are_harder_to_find_neighbours_of(bound: Client, 
     upsert(bound, np.repeat(vectors(300), 10, axis=0) + 0.3 * vectors(3000, seed=12))
     db.run("call llm.maintain('docs', true)")
     found = {source: measure(bound, ", 200, p_source => %s", source)["recall"] for source in ("shifted", "points")}
-    print(found)
     assert found["shifted"] + 0.05 < found["points"]
 
 
