@@ -24,6 +24,7 @@ BUILDS_SQL = {
     "hybrid_search": "as vector_search",
     "point_filter": "conditions in which keys and values are parameters",
     "search_plan": "as vector_search",
+    "search_quality": "as vector_search",
     "vector_search": "conditions of point_filter, and the table, type and numbers of a row of llm.collections, whose checks allow only names",
 }
 

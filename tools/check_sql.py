@@ -73,6 +73,7 @@ EXECUTES = {
     "llm.collection_info": "a regclass, which prints itself quoted; values are parameters",
     "llm.upsert_points": "a collection's name in %I, and a type of llm._vector_type(); values are parameters",
     "llm.get_points": "a collection's name in %I; values are parameters",
+    "llm.evaluate_search": "a regclass, which prints itself quoted; the caller's code runs with the caller's rights",
     "llm.scroll_points": "a collection's name in %I; values are parameters",
     "llm.count_points": "a collection's name in %I; values are parameters",
     "llm.set_payload": "a collection's name in %I; values are parameters",

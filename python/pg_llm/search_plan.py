@@ -44,7 +44,8 @@ _READ = spi.plan(
                 where s.collection = c.name and s.state = 'ready'
             ),
             '[]'
-        )::text as segments
+        )::text as segments,
+        coalesce((select q.logged_share from llm.search_quality q where q.collection = c.name), 0) as logged_share
     from llm.collections c
     where c.name = $1
     """,
@@ -80,6 +81,7 @@ class Collection:
         self.ordered = frozenset(name for name, kind in fields.items() if kind in ("integer", "float") and re.fullmatch(r"[\w .-]+", name))
         self.language: str = row["language"]
         self.text_indexed: bool = row["text_indexed"]
+        self.logged_share: float = row["logged_share"]
         self.schema: str = row["schema"]
         self.trigram_schema: str = row["trigram_schema"]
         self.table = f"llm.points_{self.name}"

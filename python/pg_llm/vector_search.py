@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from . import search_plan, spi, tenant
+from . import query_log, search_plan, spi, tenant
 from .point_filter import compile_filter, values_path
 from .search_plan import Collection, Matching, Scope
 
@@ -102,6 +102,8 @@ class Search:
             reason = "the others score below p_score_threshold" if len(near) < len(hits) else reason
             hits = near
         self._report(wanted, len(hits), matching, plan, ef, reason)
+        if c.logged_share:
+            query_log.note(c, vector, self.tenant, self.user)
         return hits
 
     def _rows(self, vector: str, k: int) -> tuple[list[dict[str, Any]], str, int | None, Matching | None]:

@@ -37,6 +37,7 @@ begin
         v_wrong is null,
         coalesce(v_wrong, 'none has failed'),
         'Mend what the error says, such as maintenance_work_mem or disk space; then llm.maintain() tries again.';
+    return query select * from llm._doctor_search_quality();
 end
 $$;
 

@@ -108,10 +108,10 @@ as $$
 begin
     return query
         select h.*
-        from unnest(llm._hybrid_search(
+        from unnest((select llm._hybrid_search(
             p_collection, p_query, p_vector, p_k, p_filter, p_fusion, p_rrf_k, p_weights, p_candidates, p_ef, llm._claimed_tenant(),
             llm.current_user_id()
-        )) h;
+        ))) h;
 end
 $$;
 
@@ -136,6 +136,6 @@ select llm._grant_execute(
 );
 
 select llm._grant_execute(
-    array['llm_admin', 'llm_app', 'llm_reader'],
+    array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader'],
     'hybrid_search'
 );

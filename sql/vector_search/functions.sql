@@ -120,9 +120,9 @@ create function llm.vector_search(
     rows 10
 as $$
     select h.id, h.score, h.distance, h.content, h.payload, h.user_id
-    from pg_catalog.unnest(llm._vector_search(
+    from pg_catalog.unnest((select llm._vector_search(
         p_collection, p_query, p_k, p_filter, p_score_threshold, p_ef, p_exact, p_with_payload, llm._claimed_tenant(), llm.current_user_id()
-    )) h
+    ))) h
 $$;
 
 comment on function llm.vector_search(
@@ -198,9 +198,9 @@ as $$
 begin
     return query
         select h.*
-        from unnest(llm._search_batch(
+        from unnest((select llm._search_batch(
             p_collection, p_queries, p_k, p_filter, p_score_threshold, p_ef, p_exact, p_with_payload, llm._claimed_tenant(), llm.current_user_id()
-        )) h;
+        ))) h;
 end
 $$;
 
@@ -267,9 +267,9 @@ as $$
 begin
     return query
         select h.*
-        from unnest(llm._recommend(
+        from unnest((select llm._recommend(
             p_collection, p_positive, p_negative, p_k, p_filter, p_score_threshold, p_ef, llm._claimed_tenant(), llm.current_user_id()
-        )) h;
+        ))) h;
 end
 $$;
 
@@ -332,9 +332,9 @@ as $$
 begin
     return query
         select h.*
-        from unnest(llm._search_groups(
+        from unnest((select llm._search_groups(
             p_collection, p_query, p_group_by, p_groups, p_group_size, p_filter, llm._claimed_tenant(), llm.current_user_id()
-        )) h;
+        ))) h;
 end
 $$;
 

@@ -57,6 +57,15 @@ ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
     "llm.personal_keys": lambda tenant: {"user_id": KEY, "key_id": KEY},
     "llm.rewraps": lambda tenant: {"table_name": "t", "column_name": "c"},
     "llm.tenant_keys": lambda tenant: {"id": KEY, "master_version": 1, "wrapped": b"secret of " + tenant.encode()},
+    "llm.search_queries": lambda tenant: {"embedding": "[1,2]", "collection": f"secret of {tenant}"},
+    "llm.recall_measurements": lambda tenant: {
+        "collection": f"secret of {tenant}", "source": "points", "is_filtered": False, "queries": 1, "k": 1, "ef": 1, "plan": "exact", "recall": 1,
+        "p50_ms": 1, "p95_ms": 1, "exact_p50_ms": 1,
+    },
+    "llm.search_evaluations": lambda tenant: {
+        "collection": "c", "measured_at": datetime(2026, 1, 1, tzinfo=UTC), "method": "text", "queries": 1, "k": 1, "hit_rate": 1, "mrr": 1,
+        "ndcg": 1, "missing": 0, "p50_ms": 1, "p95_ms": 1, "settings": Jsonb({}), "note": f"secret of {tenant}",
+    },
     "llm.memories": lambda tenant: {"scope": "agent", "owner": "a", "predicate": "p", "value": Jsonb(f"secret of {tenant}"), "content": ""},
     "llm.tools": lambda tenant: {"name": "t", "version": 1, "arguments": Jsonb({"secret of": tenant}), "description": f"secret of {tenant}"},
     "llm.tool_calls": lambda tenant: {"tool": "t", "arguments": Jsonb(f"secret of {tenant}"), "error": f"secret of {tenant}"},
