@@ -39,12 +39,16 @@ def compare(connection: psycopg.Connection, rows: int, factor: float, *, quick: 
     next_id = dict.fromkeys(TABLES, 0)
 
     def insert(table: str) -> Callable[[], object]:
+        statement = (
+            f"insert into {table} values (%s::bigint, 'name', 1, now())"
+            if rows == 1
+            else f"insert into {table} select i, 'name ' || i, i, now() from generate_series(%s::bigint, %s::bigint) i"
+        )
+
         def call() -> object:
+            first = next_id[table] + 1
             next_id[table] += rows
-            return connection.execute(
-                f"insert into {table} select i, 'name ' || i, i, now() from generate_series(%s::bigint, %s::bigint) i",
-                (next_id[table] - rows + 1, next_id[table]),
-            )
+            return connection.execute(statement, (first,) if rows == 1 else (first, next_id[table]))
 
         return call
 

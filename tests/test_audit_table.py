@@ -218,6 +218,22 @@ def test_a_users_cast_is_not_called_by_the_owner_of_the_log(db: Client, database
     db.run("drop owned by nobody cascade").run("revoke llm_admin from nobody")
 
 
+@pytest.mark.parametrize("is_partitioned", [False, True])
+def test_a_users_cast_is_not_called_for_a_column_whose_type_was_changed_later(db: Client, is_partitioned: bool) -> None:
+    db.run("create table public.plain (id int primary key, v text)" + (" partition by range (id)" if is_partitioned else ""))
+    if is_partitioned:
+        db.run("create table public.p1 partition of public.plain default")
+    db.run("select llm.audit_table('public.plain')").run("insert into public.plain values (1, 'a')").run("update public.plain set v = 'b'")
+    db.run("create type public.evil as enum ('a', 'b', 'c')")
+    db.run("create function public.trap(public.evil) returns json language sql return '\"caught\"'::json")
+    db.run("create cast (public.evil as json) with function public.trap(public.evil)")
+    db.run("alter table public.plain alter column v type public.evil using v::public.evil")
+    db.run("update public.plain set v = 'c'").run("insert into public.plain values (2, 'a')").run("delete from public.plain where id = 1")
+    assert changes(db, "action, before ->> 'v', after ->> 'v'") == [
+        ("insert", None, "a"), ("update", "a", "b"), ("update", "b", "c"), ("insert", None, "a"), ("delete", "c", None),
+    ]  # fmt: skip
+
+
 def test_columns_may_come_and_go(plain: Client, db: Client) -> None:
     db.run("insert into public.plain values (1, 'v')").run("alter table public.plain add column w int default 5, drop column v")
     db.run("insert into public.plain values (2)").run("alter table public.plain alter column w type text using w || '!'").run(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from psycopg.errors import InsufficientPrivilege, InvalidParameterValue, ObjectNotInPrerequisiteState, UndefinedObject
+from psycopg.errors import ConfigFileError, InsufficientPrivilege, InvalidParameterValue, ObjectNotInPrerequisiteState, UndefinedObject
 
 from tests.conftest import new_database, new_key_store
 from tests.support import Client, Database, at_once, raises
@@ -240,6 +241,39 @@ def test_enc_12_a_backup_needs_the_master_key_of_its_time(backed_up: tuple[Clust
         assert decrypt(restored, values["b"], "b") == "of b"
         restored.close()
         current.close()
+
+
+def test_enc_12_a_backup_during_a_rotation_needs_no_more_than_both_master_keys(own_cluster: Cluster, tmp_path: Path) -> None:
+    for database in new_database(own_cluster):
+        store = new_key_store(database, tmp_path / "keys")
+        app, db = database.client("app"), database.client()
+        values = {}
+        for tenant in ("a", "b", "c"):
+            with app.tenant(tenant):
+                values[tenant] = bytes(app.one("select llm.encrypt_data('of ' || %s)", tenant))
+        backup = Cluster(own_cluster.installation, tmp_path / "backup", *own_cluster.settings)
+        with ThreadPoolExecutor(1) as pool:
+            # slow enough to be under way, with its first files sent
+            copying = pool.submit(own_cluster.program, "pg_basebackup", "-D", backup.datadir, "-c", "fast", "-r", "16M")
+            while not db.one("select coalesce(bool_or(backup_streamed > 0), false) from pg_stat_progress_basebackup") and not copying.done():
+                pass
+            assert not copying.done()
+            db.run("select llm.rotate_master_key()")
+            assert not copying.done()
+            copying.result()
+        Path(backup.datadir).chmod(0o700)
+        backup._directory_initialised = True
+        with backup:
+            restored = Client(backup.connect(database.name, "app"))
+            with backup.connect(database.name) as superuser:
+                needed = Client(superuser).one("select min(master_version) from llm.tenant_keys")
+            assert [decrypt(restored, values[tenant], tenant) for tenant in values] == ["of a", "of b", "of c"]
+            (store / f"master.{needed}").rename(store / "away")
+            with raises(ConfigFileError, match=f"master key version {needed} is missing"):
+                decrypt(restored, values["a"])
+            (store / "away").rename(store / f"master.{needed}")
+            assert decrypt(restored, values["a"]) == "of a"
+            restored.close()
 
 
 def test_enc_14_what_was_shredded_is_unreadable_in_yesterdays_backup(backed_up: tuple[Cluster, Cluster, Path, dict[str, bytes]]) -> None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
-from psycopg.errors import ConfigFileError, InsufficientPrivilege, InvalidParameterValue, ObjectNotInPrerequisiteState
+from psycopg.errors import ConfigFileError, DataException, InsufficientPrivilege, InvalidParameterValue, ObjectNotInPrerequisiteState
 
 from tests.offline import secret
 from tests.support import Client, Database, raises
 
 KEY = "0123456789abcdef" * 4
+
+#: As in python/pg_llm/key_store.py.
+SETTLED = 1_000_000_000
 
 HINT = "such as openssl rand -hex 32"
 
@@ -131,6 +137,61 @@ def test_a_changed_or_lost_secret_of_a_tenant_is_a_clear_error(app: Client, mast
     file.chmod(0o400)
     with app.tenant("acme"):
         assert app.one("select llm.decrypt_data(%s)", sealed) == "secret of acme"
+
+
+#: Tells how many tenants' files a backend takes as unchanged for as long as their ctime is.
+_PAIRS = """
+    create function public.pairs() returns int language plpython3u as
+    $$return next(len(package.key_store._pairs) for name, package in GD.items() if name.startswith("pg_llm@"))$$
+"""
+
+
+def test_what_happens_to_files_that_were_long_unchanged_is_noticed(db: Client, master_key: Path) -> None:
+    """A backend then looks at the path of the master key alone, and at the open file of the tenant's secret."""
+    db.run(_PAIRS)
+    tenants = ["moved", "removed", "readable", "rewritten", "fine"]
+    files: dict[str, Path] = {}
+    values: dict[str, bytes] = {}
+    for tenant in tenants:
+        with db.tenant(tenant):
+            values[tenant] = db.one("select llm.encrypt_data('x')")
+        (files[tenant],) = set(master_key.glob("tenant.*")) - set(files.values())
+    while time.time_ns() - max(file.stat().st_ctime_ns for file in master_key.iterdir()) <= SETTLED:
+        db.run("select 1")
+
+    def decrypt(tenant: str) -> str:
+        with db.tenant(tenant):
+            return str(db.one("select llm.decrypt_data(%s)", values[tenant]))
+
+    def refused(tenant: str, message: str, error: type[psycopg.Error] = ConfigFileError) -> None:
+        with raises(error, match=message):
+            decrypt(tenant)
+
+    assert [decrypt(tenant) for tenant in tenants] == ["x"] * len(tenants)
+    assert db.one("select public.pairs()") == len(tenants)
+    files["moved"].rename(master_key / "elsewhere")
+    refused("moved", "the tenant's secret is missing")
+    files["removed"].unlink()
+    refused("removed", "the tenant's secret is missing")
+    files["readable"].chmod(0o444)
+    refused("readable", "has mode 0444")
+    files["rewritten"].chmod(0o600)
+    files["rewritten"].write_bytes(bytes(32))
+    files["rewritten"].chmod(0o400)
+    refused("rewritten", "is not authentic", DataException)
+    assert decrypt("fine") == "x"
+    assert db.one("select public.pairs()") == len(tenants)
+    away = master_key.with_name("away")
+    master_key.rename(away)
+    refused("fine", "master key version 1 is missing")
+    shutil.copytree(away, master_key)
+    (master_key / files["fine"].name).unlink()
+    refused("fine", "the tenant's secret is missing")
+    shutil.rmtree(master_key)
+    away.rename(master_key)
+    assert decrypt("fine") == "x"
+    (master_key / "master.1").chmod(0o444)
+    refused("fine", "master.1 has mode 0444")
 
 
 def test_without_a_master_key_all_else_works(db: Client, app: Client) -> None:

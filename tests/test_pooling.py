@@ -40,7 +40,7 @@ class Pooler:
 
     def dsn(self, user: str = "app") -> str:
         """Return the connection string of the database through the pool."""
-        return f"host={self.directory} port={self.port} dbname={self.database.name} user={user}"
+        return f"host={self.database.cluster.unixsocketdir} port={self.port} dbname={self.database.name} user={user}"
 
     def client(self, user: str = "app") -> Client:
         """Return a new client; it is disconnected before the pool stops."""
@@ -66,7 +66,7 @@ def pgbouncer(database: Database, directory: Path, pool_size: int) -> Iterator[P
         [pgbouncer]
         listen_addr =
         listen_port = {port}
-        unix_socket_dir = {directory}
+        unix_socket_dir = {database.cluster.unixsocketdir}
         auth_type = trust
         auth_file = {directory}/users
         pool_mode = transaction
@@ -88,7 +88,7 @@ def pgbouncer(database: Database, directory: Path, pool_size: int) -> Iterator[P
 
 
 def _wait_for(pooler: Pooler, process: subprocess.Popen[bytes]) -> None:
-    socket_file = pooler.directory / f".s.PGSQL.{pooler.port}"
+    socket_file = Path(pooler.database.cluster.unixsocketdir) / f".s.PGSQL.{pooler.port}"
     while process.poll() is None:
         if socket_file.exists():
             try:

@@ -19,7 +19,7 @@ from tests.conftest import new_database
 from tests.support import Client, Database, raises
 from tools.cluster import Cluster
 
-ROWS = 1500
+ROWS = 2000
 
 WRONG = "select count(*) from notes where llm.decrypt_data(body, null, 'public.notes', 'body', id::text) <> 'note ' || id"
 VERSIONS = "select get_byte(body, 21) as version, count(*) from notes group by 1 order by 1"

@@ -8,7 +8,7 @@ import zlib
 from uuid import UUID
 
 from . import data_key, key_store, secret, spi
-from .data_key import START_BYTES, bound
+from .data_key import IV_BYTES, START_BYTES, Chain, Wrapped, bound, parsed
 
 #: The first byte of a ciphertext: AES-256-CBC, then HMAC-SHA256 over all that it is bound to.
 FORMAT = 1
@@ -18,8 +18,6 @@ COMPRESSED = 1
 
 #: Format, flags, key, version; then the initialization vector: what a ciphertext begins with.
 _HEAD = struct.Struct(">BB16sI")
-IV_BYTES = 16
-TAG_BYTES = 32
 
 ALGORITHMS = ("aes-256-cbc", "aes-256", "aes")
 SUPPORTED = "aes-256-cbc (also: aes, aes-256) with key_size 256"
@@ -31,22 +29,26 @@ def _start(key: bytes, version: int, flags: int, *context: str | None) -> bytes:
 
 def chain_to_encrypt(
     claimed: str | None, algorithm: str | None, key_size: int | None, key_id: str | None, compressed: bool | None, *place: str | None
-) -> list[bytes]:
-    """Return what a new ciphertext begins with and is bound to, and the chain of wrapped keys that it takes."""
-    _check_algorithm(algorithm, key_size)
+) -> bytes:
+    """Return the chain of keys that a new ciphertext takes, and what it begins with and is bound to."""
+    if algorithm is not None or key_size is not None:
+        _check_algorithm(algorithm, key_size)
     tenant_id = data_key.tenant_of(claimed)
     key = data_key.find_to_encrypt(tenant_id, key_id or "default")
-    return [_start(key.key_id, key.version, COMPRESSED if compressed else 0, tenant_id, *place), *key.chains[key.version]]
+    return _begun(key.chains[key.version]) + _start(key.key_id, key.version, COMPRESSED if compressed else 0, tenant_id, *place)
 
 
-def chain_to_decrypt(claimed: str | None, head: bytes, key_id: str | None, is_break_glass: bool, *place: str | None) -> list[bytes]:
-    """Return what a ciphertext that begins with `head` must be bound to, and the chain of wrapped keys that it takes."""
-    if len(head) < START_BYTES or head[0] != FORMAT or head[1] & ~COMPRESSED:
-        raise spi.DataException("this is no ciphertext of pg_llm", hint="Pass the whole value that llm.encrypt_data() returned.")
-    _, _, key_bytes, version = _HEAD.unpack_from(head)
+def _begun(chain: Chain) -> bytes:
+    # What llm._data_keys() needs: the key that unwraps the tenant key, in memory for this call alone, and all else.
+    return _unwrapping_key(chain.tenant_key) + chain.rest
+
+
+def chain_to_decrypt(claimed: str | None, head: bytes, key_id: str | None, is_break_glass: bool, *place: str | None) -> bytes:
+    """Return the chain of keys that a ciphertext which begins with `head` takes, and what it must begin with and be bound to."""
+    _, key_bytes, version = _parsed(head)
     tenant_id = data_key.tenant_of(claimed)
     key = data_key.find(tenant_id, key_bytes.hex())
-    if key_id not in (None, key.name):
+    if key_id is not None and key_id != key.name:
         raise spi.InvalidParameter(f"the ciphertext is of key {key.name}, not of {key_id}", hint="Leave the key out: the ciphertext tells.")
     if not is_break_glass:
         data_key.require_usable(key)
@@ -59,22 +61,29 @@ def chain_to_decrypt(claimed: str | None, head: bytes, key_id: str | None, is_br
             f"version {version} of key {key.name} no longer decrypts",
             hint="Its min_decryption_version is higher: see llm.set_min_decryption_version().",
         )
-    return [head + bound(tenant_id, *place), *key.chains[version]]
+    return _begun(key.chains[version]) + head + bound(tenant_id, *place)
 
 
-def chain_to_rewrap(claimed: str | None, head: bytes, *place: str | None) -> list[bytes]:
+def _parsed(head: bytes) -> tuple[int, bytes, int]:
+    if len(head) < START_BYTES or head[0] != FORMAT or head[1] & ~COMPRESSED:
+        raise spi.DataException("this is no ciphertext of pg_llm", hint="Pass the whole value that llm.encrypt_data() returned.")
+    _, flags, key_bytes, version = _HEAD.unpack_from(head)
+    return flags, key_bytes, version
+
+
+def chain_to_rewrap(claimed: str | None, head: bytes, *place: str | None) -> bytes:
     """Return, for a ciphertext that begins with `head`, what `chain_to_encrypt` returns for the newest version of its key."""
-    _, flags, key_bytes, _ = _HEAD.unpack_from(head)
+    flags, key_bytes, _ = _parsed(head)
     tenant_id = data_key.tenant_of(claimed)
     key = data_key.find_to_encrypt(tenant_id, key_bytes.hex())
-    return [_start(key.key_id, key.version, flags, tenant_id, *place), *key.chains[key.version]]
+    return _begun(key.chains[key.version]) + _start(key.key_id, key.version, flags, tenant_id, *place)
 
 
-def chain_to_index(claimed: str | None, table: str | None, column: str | None) -> list[bytes]:
-    """Return what the index key of a column is derived with, and the chain of wrapped keys that it takes."""
+def chain_to_index(claimed: str | None, table: str | None, column: str | None) -> bytes:
+    """Return the chain of keys for indexes, and what the index key of a column is derived with."""
     tenant_id = data_key.tenant_of(claimed)
     key = data_key.find(tenant_id, "index")
-    return [b"pg_llm blind index" + bound(tenant_id, table, column) + b"\x01", *key.chains[key.version]]
+    return _begun(key.chains[key.version]) + b"pg_llm blind index" + bound(tenant_id, table, column) + b"\x01"
 
 
 def normalized(arguments: list[str | None]) -> bytes:
@@ -92,26 +101,29 @@ def normalized(arguments: list[str | None]) -> bytes:
 
 def wrapping_keys(start_of_tenant_key: bytes) -> bytes:
     """Return the keys that a tenant's key is wrapped with."""
-    key_store.require_working_python()
     _, _, tenant_key, master_version = _HEAD.unpack_from(start_of_tenant_key)
     return key_store.wrapping_keys(master_version, tenant_key)
 
 
 def unwrapping_key(wrapped: bytes, expected_start: bytes) -> bytes:
     """Return the key that decrypts a tenant's wrapped key, after checking its tag; raise why if that is wrong."""
-    return _checked_key(wrapping_keys(expected_start), wrapped, expected_start)
+    return _unwrapping_key(parsed(wrapped, expected_start))
+
+
+def _unwrapping_key(tenant_key: Wrapped) -> bytes:
+    keys = key_store.wrapping_keys(tenant_key.wrapping_version, tenant_key.wrapping_key)
+    if not secret.compare_digest(secret.digest(keys[32:], tenant_key.signed, "sha256"), tenant_key.tag):
+        key_store.require_right(tenant_key.wrapping_version)
+        raise _not_authentic()
+    return keys[:32]
 
 
 def checked_key(arguments: list[bytes]) -> bytes:
-    """Take keys, a wrapped key and what it is bound to; return the half of the keys that decrypts it, after checking its tag by the other."""
-    keys, wrapped, expected_start = arguments
+    """Take keys, what a tag is over, and the tag; return the half of the keys that decrypts, after checking the tag by the other."""
+    keys, signed, tag = arguments
     arguments.clear()
-    return _checked_key(keys, wrapped, expected_start)
-
-
-def _checked_key(keys: bytes, wrapped: bytes, expected_start: bytes) -> bytes:
-    end = len(wrapped) - TAG_BYTES
-    _require_tag(secret.digest(keys[32:], expected_start + wrapped[START_BYTES:end], "sha256"), wrapped[end:], expected_start)
+    if not secret.compare_digest(secret.digest(keys[32:], signed, "sha256"), tag):
+        raise _not_authentic()
     return keys[:32]
 
 
@@ -131,21 +143,8 @@ def start_of_key(wrapped: bytes, tenant_id: str, table: str, row: str) -> bytes:
     return data_key.start_of(wrapped, tenant_id, table, row)
 
 
-def has_right_tag(arguments: list[bytes]) -> bool:
-    """Take a tag, the one expected, and what the ciphertext is bound to; raise why if they differ."""
-    tag, expected, expected_start = arguments
-    arguments.clear()
-    _require_tag(tag, expected, expected_start)
-    return True
-
-
-def _require_tag(tag: bytes, expected: bytes, expected_start: bytes) -> None:
-    if secret.compare_digest(tag, expected):
-        return
-    _, _, _, version = _HEAD.unpack_from(expected_start)
-    if bound("llm.tenant_keys", "wrapped") in expected_start:
-        key_store.require_right(version)
-    raise spi.DataException(
+def _not_authentic() -> spi.DataException:
+    return spi.DataException(
         "the ciphertext is not authentic",
         detail="It was changed, or it belongs to another tenant, table, column or row.",
         hint="Decrypt with the table, column and row that the value was encrypted with; else restore it from a backup.",

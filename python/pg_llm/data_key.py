@@ -15,6 +15,8 @@ LARGEST_LEASE = 8192
 
 #: Format, flags, key, version, initialization vector: what each ciphertext begins with.
 START_BYTES = 38
+IV_BYTES = 16
+TAG_BYTES = 32
 
 _READ = spi.plan("select * from llm._key_to_cache($1, $2)", "text", "text")
 _MAKE = spi.plan("select llm._make_key($1, $2, null::timestamptz, 1073741824::bigint)", "text", "text")
@@ -38,8 +40,41 @@ def start_of(wrapped: bytes, tenant_id: str, table: str, row: str) -> bytes:
     return wrapped[:START_BYTES] + bound(tenant_id, table, "wrapped", row)
 
 
+class Wrapped(NamedTuple):
+    """A wrapped key: the key that wraps it and the version of that, its ciphertext, what its tag is over, the tag. Nothing is secret."""
+
+    wrapping_key: bytes
+    wrapping_version: int
+    iv: bytes
+    ciphertext: bytes
+    signed: bytes
+    tag: bytes
+
+
+def parsed(wrapped: bytes, start: bytes) -> Wrapped:
+    """Return the parts of a wrapped key that must be bound to `start`."""
+    ciphertext = wrapped[START_BYTES:-TAG_BYTES]
+    iv = start[START_BYTES - IV_BYTES : START_BYTES]
+    return Wrapped(start[2:18], int.from_bytes(start[18:22]), iv, ciphertext, start + ciphertext, wrapped[-TAG_BYTES:])
+
+
+class Chain(NamedTuple):
+    """The wrapped keys that lead to a version of a data key. Nothing is secret."""
+
+    tenant_key: Wrapped
+    #: What `llm._data_keys()` takes after the key that unwraps the tenant key.
+    rest: bytes
+
+
+def _chain(tenant_id: str, tenant_key_id: str, tenant_key: bytes, key_id: str, wrapped: bytes) -> Chain:
+    outer = parsed(tenant_key, start_of(tenant_key, tenant_id, "llm.tenant_keys", tenant_key_id))
+    inner = parsed(wrapped, start_of(wrapped, tenant_id, "llm.data_key_versions", key_id))
+    parts = (outer.iv, outer.ciphertext, inner.iv, inner.ciphertext, inner.tag, len(inner.signed).to_bytes(2), inner.signed)
+    return Chain(outer, b"".join(parts))
+
+
 class Key(NamedTuple):
-    """A data key; `chains` has, for each version, all wrapped keys that unwrapping it takes, and what each is bound to. Nothing is secret."""
+    """A data key, with the chain that leads to each version. Nothing is secret."""
 
     key_id: bytes
     version: int
@@ -47,7 +82,7 @@ class Key(NamedTuple):
     soft_limit: int
     is_revoked: bool
     expires: float | None
-    chains: dict[int, list[bytes]]
+    chains: dict[int, Chain]
 
     @property
     def name(self) -> str:
@@ -58,10 +93,10 @@ class Key(NamedTuple):
 def _read(tenant_id: str, key_id: str) -> tuple[Key, int] | None:
     for row in _READ.rows(tenant_id, key_id):
         key_id, tenant_key = row["key_id"], row["tenant_key"]
-        wrapping = [tenant_key, start_of(tenant_key, tenant_id, "llm.tenant_keys", row["tenant_key_id"])] if tenant_key else []
         chains = {
-            version: [*wrapping, wrapped, start_of(wrapped, tenant_id, "llm.data_key_versions", key_id)]
+            version: _chain(tenant_id, row["tenant_key_id"], tenant_key, key_id, wrapped)
             for version, wrapped in zip(row["versions"], row["wrapped"], strict=True)
+            if tenant_key
         }
         key = Key(
             UUID(key_id).bytes,
@@ -70,7 +105,7 @@ def _read(tenant_id: str, key_id: str) -> tuple[Key, int] | None:
             row["soft_limit"],
             row["revoked"],
             row["expires"],
-            chains if wrapping else {},
+            chains,
         )
         return key, 1000 + 1500 * len(chains)
     return None

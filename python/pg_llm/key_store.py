@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 from binascii import unhexlify
+from time import time_ns
 from typing import NamedTuple
 from uuid import UUID
 
@@ -28,6 +29,9 @@ _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: Open files of a backend: path, then descriptor, inode, device.
 _open_files: dict[str, tuple[int, int, int]] = {}
 MOST_OPEN_FILES = 20
+
+#: A file that did not change for so many nanoseconds gets another ctime by its next change, however coarse the file system's clock is.
+SETTLED = 1_000_000_000
 
 _READ = spi.plan("select provider, location, command, fingerprint from llm._master_key($1)", "integer")
 
@@ -76,9 +80,11 @@ def require_working_python() -> None:
 
 def wrapping_keys(version: int, tenant_key: bytes) -> bytes:
     """Return the 64 bytes, for encryption and for authentication, that wrap a tenant's key."""
+    if not _works:
+        require_working_python()
     where = master(version)
     # Either half of 64 random bytes is enough to make them a secret.
-    key = _master_key(where) + _secret(where.location, tenant_key) if where.provider == "file" else secret.extract(b"", _master_key(where))
+    key = _master_and_secret(where, tenant_key) if where.provider == "file" else secret.extract(b"", _master_key(where))
     return secret.expand(key, b"pg_llm tenant key" + tenant_key)
 
 
@@ -204,9 +210,9 @@ def _descriptor(path: str, status: os.stat_result) -> int:
     if kept is not None:
         if kept[1] == status.st_ino and kept[2] == status.st_dev:
             return kept[0]
-        os.close(_open_files.pop(path)[0])
+        _close(path)
     while len(_open_files) >= MOST_OPEN_FILES:
-        os.close(_open_files.pop(next(iter(_open_files)))[0])
+        _close(next(iter(_open_files)))
     file = os.open(path, _FLAGS)
     opened = os.fstat(file)
     if (opened.st_ino, opened.st_dev, opened.st_mode) != (status.st_ino, status.st_dev, status.st_mode):
@@ -214,6 +220,69 @@ def _descriptor(path: str, status: os.stat_result) -> int:
         raise InterruptedError(errno.EINTR, "it was replaced in this moment")
     _open_files[path] = (file, status.st_ino, status.st_dev)
     return file
+
+
+def _close(path: str) -> None:
+    _pairs.clear()
+    os.close(_open_files.pop(path)[0])
+
+
+class _Pair(NamedTuple):
+    """The open files of a master key and of a tenant's secret beside it, as they were when both were found by their paths."""
+
+    where: Master
+    path: bytes
+    master: int
+    inode: int
+    device: int
+    ctime: int
+    secret: int
+    secret_ctime: int
+
+
+_pairs: dict[bytes, _Pair] = {}
+
+
+def _master_and_secret(where: Master, tenant_key: bytes) -> bytes:
+    pair = _pairs.get(tenant_key)
+    if pair is not None and pair.where is where and _is_unchanged(pair):
+        return _parse(os.pread(pair.master, 200, 0), "the master key") + os.pread(pair.secret, KEY_BYTES, 0)
+    key = _master_key(where) + _secret(where.location, tenant_key)
+    _note_pair(where, tenant_key)
+    return key
+
+
+def _is_unchanged(pair: _Pair) -> bool:
+    # Moving, removing, writing and making readable all set a file's ctime. The one that is looked at by its path tells of the directory, too.
+    try:
+        status = os.lstat(pair.path)
+    except OSError:
+        return False
+    return (
+        status.st_ctime_ns == pair.ctime
+        and status.st_ino == pair.inode
+        and status.st_dev == pair.device
+        and os.fstat(pair.secret).st_ctime_ns == pair.secret_ctime
+    )
+
+
+def _note_pair(where: Master, tenant_key: bytes) -> None:
+    path = _master_path(where.location, where.version)
+    master_file, secret_file = _open_files.get(path), _open_files.get(_secret_path(where.location, tenant_key))
+    if master_file is None or secret_file is None:
+        return
+    status, secret_status = os.fstat(master_file[0]), os.fstat(secret_file[0])
+    if max(status.st_ctime_ns, secret_status.st_ctime_ns) < time_ns() - SETTLED:
+        _pairs[tenant_key] = _Pair(
+            where,
+            os.fsencode(path),
+            master_file[0],
+            status.st_ino,
+            status.st_dev,
+            status.st_ctime_ns,
+            secret_file[0],
+            secret_status.st_ctime_ns,
+        )
 
 
 def check() -> list[tuple[str, bool, str, str]]:

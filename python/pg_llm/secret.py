@@ -6,7 +6,8 @@ import os
 import stat
 
 # Bound when this module is loaded: what another function puts into these modules later does not reach it.
-from hmac import compare_digest, digest
+from hashlib import sha256, sha512
+from hmac import compare_digest
 from os import urandom
 
 __all__ = ["MODE", "USER", "compare_digest", "digest", "expand", "extract", "fault", "self_test", "urandom"]
@@ -16,9 +17,20 @@ MODE = stat.S_IFREG | 0o400
 USER = os.geteuid()
 
 
+def digest(key: bytes, message: bytes, algorithm: str) -> bytes:
+    """Return an HMAC (RFC 2104). `hmac.digest` takes half as long again: OpenSSL looks the algorithm up on each call."""
+    make, block = _HASHES[algorithm]
+    if len(key) > block:
+        key = make(key).digest()
+    padded = key.ljust(block, b"\0")
+    inner = make(padded.translate(_INNER))
+    inner.update(message)
+    return make(padded.translate(_OUTER) + inner.digest()).digest()
+
+
 def extract(salt: bytes, secret: bytes, algorithm: str = "sha512") -> bytes:
     """Return a pseudorandom key from a secret (RFC 5869, section 2.2)."""
-    return digest(salt or bytes(_SIZES[algorithm]), secret, algorithm)
+    return digest(salt, secret, algorithm)
 
 
 def expand(key: bytes, info: bytes, length: int = 64, algorithm: str = "sha512") -> bytes:
@@ -55,4 +67,6 @@ def fault(status: os.stat_result) -> str:
     return f"has mode {stat.S_IMODE(status.st_mode):04o}"
 
 
-_SIZES = {"sha256": 32, "sha512": 64}
+_HASHES = {"sha256": (sha256, 64), "sha512": (sha512, 128)}
+_INNER = bytes(byte ^ 0x36 for byte in range(256))
+_OUTER = bytes(byte ^ 0x5C for byte in range(256))

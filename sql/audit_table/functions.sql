@@ -147,13 +147,12 @@ begin
             select v_tenant, v_user, 'insert', v_type, v_user, v_address, v_application, coalesce(s.n ->> tg_argv[3], ''), s.n
             from (select to_jsonb(q.*) as n from (select new_rows.* from new_rows) q offset 0) s;
         elsif tg_op = 'UPDATE' then
-            if (select count(*) from (select from new_rows limit 2) r) = 1 then
-                insert into llm.audit_log (
-                    tenant_id, user_id, action, object_type, login_role, client_address, application, object_id, before, after
-                )
-                select v_tenant, v_user, 'update', v_type, v_user, v_address, v_application, coalesce(o.r ->> tg_argv[3], ''), o.r, n.r
-                from (select to_jsonb(q.*) as r from (select old_rows.* from old_rows) q offset 0) o
-                cross join (select to_jsonb(q.*) as r from (select new_rows.* from new_rows) q) n;
+            insert into llm.audit_log (tenant_id, user_id, action, object_type, login_role, client_address, application, object_id, before, after)
+            select v_tenant, v_user, 'update', v_type, v_user, v_address, v_application, coalesce(o.r ->> tg_argv[3], ''), o.r, n.r
+            from (select to_jsonb(q.*) as r from (select old_rows.* from old_rows) q offset 0) o
+            cross join (select to_jsonb(q.*) as r from (select new_rows.* from new_rows) q) n
+            where not exists (select from new_rows offset 1);
+            if found then
                 return null;
             end if;
             -- Both tables hold the rows in the same order. A full join, because this plan is kept, and a nested loop is right for few rows only.

@@ -26,7 +26,7 @@ create function llm._key_chain_to_encrypt(
     p_column     text,
     p_row        text
 )
-    returns bytea[]
+    returns bytea
     language plpython3u
     volatile
     set search_path = pg_catalog, pg_temp
@@ -36,7 +36,9 @@ return crypto.chain_to_encrypt(p_tenant, p_algorithm, p_key_size, p_key_id, p_co
 $$;
 
 comment on function llm._key_chain_to_encrypt(text, text, integer, text, boolean, text, text, text) is
-'What a new ciphertext begins with and is bound to, the wrapped tenant key and what that is bound to, the same of the data key.';
+'The chain of keys that a new ciphertext takes: 32 bytes, the key that decrypts the tenant key, derived from the key store''s on each call; the tenant
+key''s initialization vector (16 bytes) and ciphertext (80); the data key''s (16, 80) and tag (32); the length (2) of what that tag is over, and that.
+Then what the new ciphertext begins with and is bound to. Errors: as llm.encrypt_data.';
 
 
 create function llm._key_chain_to_decrypt(
@@ -48,7 +50,7 @@ create function llm._key_chain_to_decrypt(
     p_column         text,
     p_row            text
 )
-    returns bytea[]
+    returns bytea
     language plpython3u
     volatile
     set search_path = pg_catalog, pg_temp
@@ -58,7 +60,8 @@ return crypto.chain_to_decrypt(p_tenant, p_head, p_key_id, p_is_break_glass, p_t
 $$;
 
 comment on function llm._key_chain_to_decrypt(text, bytea, text, boolean, text, text, text) is
-'As llm._key_chain_to_encrypt() for a ciphertext that begins with p_head. p_key_id: the key that it must be of, null for any.';
+'As llm._key_chain_to_encrypt() for a ciphertext that begins with p_head. p_key_id: the key that it must be of, null for any. Errors: as
+llm.decrypt_data.';
 
 
 create function llm._wrapping_keys(
@@ -91,7 +94,8 @@ return crypto.unwrapping_key(p_wrapped, p_start)
 $$;
 
 comment on function llm._unwrapping_key(bytea, bytea) is
-'The key that decrypts a wrapped tenant key, after its tag was checked. Errors: as llm._has_right_tag.';
+'The key that decrypts a wrapped tenant key, after its tag was checked. Errors: data_exception; config_file_error when the master key is not the one
+that it was.';
 
 
 create function llm._checked_key(bytea, bytea, bytea)
@@ -105,23 +109,8 @@ return crypto.checked_key(args)
 $$;
 
 comment on function llm._checked_key(bytea, bytea, bytea) is
-'The half of keys that decrypts a wrapped key, after its tag was checked by the other half. Arguments: the keys, the wrapped one, what it is bound
-to. Errors: as llm._has_right_tag.';
-
-
-create function llm._has_right_tag(bytea, bytea, bytea)
-    returns boolean
-    language plpython3u
-    volatile
-    set search_path = pg_catalog, pg_temp
-as $$
-from pg_llm import crypto
-return crypto.has_right_tag(args)
-$$;
-
-comment on function llm._has_right_tag(bytea, bytea, bytea) is
-'True when two tags are equal, compared in a time that does not tell where they differ; else raises why a ciphertext that should begin with p_start
-has another. Errors: data_exception; config_file_error when the master key is not the one that it was.';
+'The half of keys that decrypts, after the tag was checked by the other half. Arguments: the keys, what the tag is over, the tag. Errors:
+data_exception.';
 
 
 create function llm._deflated(bytea)
@@ -176,34 +165,6 @@ comment on function llm._seal(bytea, bytea, bytea) is
 for each.';
 
 
-create function llm._unseal(
-    p_keys   bytea,
-    p_sealed bytea,
-    p_start  bytea
-)
-    returns bytea
-    language plpgsql
-    volatile
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_ciphertext bytea := substr(p_sealed, 39, greatest(octet_length(p_sealed) - 70, 0));
-begin
-    if llm._has_right_tag(
-        @extschema:pgcrypto@.hmac(p_start || v_ciphertext, substr(p_keys, 33, 32), 'sha256'::text),
-        substr(p_sealed, greatest(octet_length(p_sealed) - 31, 39)),
-        p_start
-    ) then
-        return @extschema:pgcrypto@.decrypt_iv(v_ciphertext, substr(p_keys, 1, 32), substr(p_start, 23, 16), 'aes-cbc/pad:pkcs'::text);
-    end if;
-    return null;
-end
-$$;
-
-comment on function llm._unseal(bytea, bytea, bytea) is
-'What llm._seal() was given, after its tag was checked against what the ciphertext must be bound to. Errors: as llm._has_right_tag.';
-
-
 create function llm._tenant_keys(
     p_wrapped bytea,
     p_start   bytea
@@ -225,7 +186,7 @@ comment on function llm._tenant_keys(bytea, bytea) is
 
 
 create function llm._data_keys(
-    p_chain bytea[]
+    p_chain bytea
 )
     returns bytea
     language plpgsql
@@ -233,28 +194,72 @@ create function llm._data_keys(
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    -- llm._unseal(llm._tenant_keys(p_chain[2], p_chain[3]), p_chain[4], p_chain[5]), without the calls.
     return @extschema:pgcrypto@.decrypt_iv(
-        substr(p_chain[4], 39, 80),
+        substr(p_chain, 145, 80),
         llm._checked_key(
-            @extschema:pgcrypto@.decrypt_iv(
-                substr(p_chain[2], 39, 80), llm._unwrapping_key(p_chain[2], p_chain[3]), substr(p_chain[3], 23, 16), 'aes-cbc/pad:pkcs'::text
-            ),
-            p_chain[4],
-            p_chain[5]
+            @extschema:pgcrypto@.decrypt_iv(substr(p_chain, 49, 80), substr(p_chain, 1, 32), substr(p_chain, 33, 16), 'aes-cbc/pad:pkcs'::text),
+            substr(p_chain, 259, 256 * get_byte(p_chain, 256) + get_byte(p_chain, 257)),
+            substr(p_chain, 225, 32)
         ),
-        substr(p_chain[5], 23, 16),
+        substr(p_chain, 129, 16),
         'aes-cbc/pad:pkcs'::text
     );
 end
 $$;
 
-comment on function llm._data_keys(bytea[]) is
-'The unwrapped data key of a chain.';
+comment on function llm._data_keys(bytea) is
+'The unwrapped data key of a chain. Errors: data_exception.';
+
+
+create function llm._sealed(
+    p_chain bytea,
+    p_plain bytea
+)
+    returns bytea
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return llm._seal(llm._data_keys(p_chain), p_plain, substr(p_chain, 259 + 256 * get_byte(p_chain, 256) + get_byte(p_chain, 257)));
+end
+$$;
+
+comment on function llm._sealed(bytea, bytea) is
+'The ciphertext of p_plain, by its chain of keys.';
+
+
+create function llm._unsealed(
+    p_chain  bytea,
+    p_sealed bytea
+)
+    returns bytea
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_ciphertext bytea := substr(p_sealed, 39, greatest(octet_length(p_sealed) - 70, 0));
+begin
+    return @extschema:pgcrypto@.decrypt_iv(
+        v_ciphertext,
+        llm._checked_key(
+            llm._data_keys(p_chain),
+            substr(p_chain, 259 + 256 * get_byte(p_chain, 256) + get_byte(p_chain, 257)) || v_ciphertext,
+            substr(p_sealed, greatest(octet_length(p_sealed) - 31, 39))
+        ),
+        substr(p_sealed, 23, 16),
+        'aes-cbc/pad:pkcs'::text
+    );
+end
+$$;
+
+comment on function llm._unsealed(bytea, bytea) is
+'What llm._sealed() was given, after the tag was checked. Errors: data_exception.';
 
 
 create function llm._opened(
-    p_chain  bytea[],
+    p_chain  bytea,
     p_sealed bytea
 )
     returns text
@@ -264,14 +269,14 @@ create function llm._opened(
 as $$
 begin
     if get_byte(p_sealed, 1) = 1 then
-        return convert_from(llm._inflated(llm._unseal(llm._data_keys(p_chain), p_sealed, p_chain[1])), 'UTF8'::name);
+        return convert_from(llm._inflated(llm._unsealed(p_chain, p_sealed)), 'UTF8'::name);
     end if;
-    return convert_from(llm._unseal(llm._data_keys(p_chain), p_sealed, p_chain[1]), 'UTF8'::name);
+    return convert_from(llm._unsealed(p_chain, p_sealed), 'UTF8'::name);
 end
 $$;
 
-comment on function llm._opened(bytea[], bytea) is
-'The text in a ciphertext, by its chain of keys.';
+comment on function llm._opened(bytea, bytea) is
+'The text in a ciphertext, by its chain of keys. Errors: data_exception.';
 
 
 -- security definer: an application encrypts, and must not get at keys.
@@ -288,20 +293,17 @@ create function llm.encrypt_data(
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
-declare
-    v_chain bytea[];
 begin
     if p_data is null then
         return null;
     end if;
-    v_chain := llm._key_chain_to_encrypt(
-        llm._claimed_tenant(), p_encryption.algorithm, p_encryption.key_size, p_encryption.key_id, p_encryption.use_compression,
-        p_table, p_column, p_row
+    return llm._sealed(
+        llm._key_chain_to_encrypt(
+            llm._claimed_tenant(), p_encryption.algorithm, p_encryption.key_size, p_encryption.key_id, p_encryption.use_compression,
+            p_table, p_column, p_row
+        ),
+        case when p_encryption.use_compression then llm._deflated(convert_to(p_data, 'UTF8'::name)) else convert_to(p_data, 'UTF8'::name) end
     );
-    if p_encryption.use_compression then
-        return llm._seal(llm._data_keys(v_chain), llm._deflated(convert_to(p_data, 'UTF8'::name)), v_chain[1]);
-    end if;
-    return llm._seal(llm._data_keys(v_chain), convert_to(p_data, 'UTF8'::name), v_chain[1]);
 end
 $$;
 
@@ -328,16 +330,16 @@ create function llm.decrypt_data(
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
-declare
-    v_chain bytea[];
 begin
     if p_encrypted_data is null then
         return null;
     end if;
-    v_chain := llm._key_chain_to_decrypt(
-        llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), p_encryption.key_id, false, p_table, p_column, p_row
+    return llm._opened(
+        llm._key_chain_to_decrypt(
+            llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), p_encryption.key_id, false, p_table, p_column, p_row
+        ),
+        p_encrypted_data
     );
-    return llm._opened(v_chain, p_encrypted_data);
 end
 $$;
 
@@ -354,7 +356,7 @@ create function llm._blind_index_chain(
     p_table  text,
     p_column text
 )
-    returns bytea[]
+    returns bytea
     language plpython3u
     volatile
     set search_path = pg_catalog, pg_temp
@@ -364,7 +366,26 @@ return crypto.chain_to_index(p_tenant, p_table, p_column)
 $$;
 
 comment on function llm._blind_index_chain(text, text, text) is
-'What the index key of a column is derived with (HKDF-Expand, RFC 5869), and the chain of the tenant''s key for indexes.';
+'The chain of the tenant''s key for indexes; what the index key of a column is derived with (HKDF-Expand, RFC 5869).';
+
+
+create function llm._index_key(
+    p_chain bytea
+)
+    returns bytea
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return @extschema:pgcrypto@.hmac(
+        substr(p_chain, 259 + 256 * get_byte(p_chain, 256) + get_byte(p_chain, 257)), substr(llm._data_keys(p_chain), 33, 32), 'sha256'::text
+    );
+end
+$$;
+
+comment on function llm._index_key(bytea) is
+'The index key of a column, by llm._blind_index_chain().';
 
 
 create function llm._normalized(text, text)
@@ -395,8 +416,6 @@ create function llm.blind_index(
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
-declare
-    v_chain bytea[];
 begin
     if p_bits is null or p_bits not between 8 and 256 or p_bits % 8 <> 0 then
         raise exception 'a blind index of % bits', coalesce(p_bits::text, 'null')
@@ -406,11 +425,10 @@ begin
     if p_value is null then
         return null;
     end if;
-    v_chain := llm._blind_index_chain(llm._claimed_tenant(), p_table, p_column);
     return substr(
         @extschema:pgcrypto@.hmac(
             llm._normalized(p_value, p_normalization),
-            @extschema:pgcrypto@.hmac(v_chain[1], substr(llm._data_keys(v_chain), 33, 32), 'sha256'::text),
+            llm._index_key(llm._blind_index_chain(llm._claimed_tenant(), p_table, p_column)),
             'sha256'::text
         ),
         1,
@@ -431,7 +449,7 @@ values: not for columns with few of them. Errors: invalid_parameter_value; as ll
 select llm._grant_execute(
     array['llm_owner'],
     '_key_chain_to_encrypt', '_key_chain_to_decrypt', '_blind_index_chain', '_wrapping_keys', '_unwrapping_key', '_checked_key', '_tenant_keys',
-    '_has_right_tag', '_deflated', '_inflated', '_normalized', '_seal', '_unseal', '_opened', '_data_keys'
+    '_deflated', '_inflated', '_normalized', '_seal', '_sealed', '_unsealed', '_opened', '_index_key', '_data_keys'
 );
 select llm._grant_execute(
     array['llm_admin', 'llm_app'],

@@ -2,7 +2,7 @@
 
 create table if not exists llm.users (
     tenant_id     text not null,
-    user_id       uuid not null default llm.uuid_v7(),
+    user_id       uuid not null,
     username      text not null check (length(username) between 1 and 320 and username !~ '[[:cntrl:]]'),
     email         text check (length(email) between 3 and 320),
     display_name  text,
@@ -25,6 +25,7 @@ create index if not exists users_by_email on llm.users (tenant_id, lower(email))
 -- "who can be purged"
 create index if not exists users_deleted on llm.users (tenant_id, deleted_at) where deleted_at is not null;
 
+alter table llm.users alter column user_id set default llm.uuid_v7();
 select llm._protect_tenant_table('llm.users'::regclass, 'select, insert, update, delete'::text);
 select llm._protect_user_rows('llm.users'::regclass);
 drop policy if exists not_deleted on llm.users;

@@ -122,21 +122,24 @@ create function llm.break_glass_decrypt(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_chain bytea[];
+    v_text text;
 begin
     if coalesce(length(btrim(p_purpose)), 0) = 0 then
         raise exception 'no purpose is given'
             using errcode = 'invalid_parameter_value',
                   hint = 'Say why this is read: it is kept in llm.key_events.';
     end if;
-    v_chain := llm._key_chain_to_decrypt(
-        llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), null::text, true, p_table, p_column, p_row
+    v_text := llm._opened(
+        llm._key_chain_to_decrypt(
+            llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), null::text, true, p_table, p_column, p_row
+        ),
+        p_encrypted_data
     );
     perform llm._note_key_event(
         llm._writable_tenant(), encode(substr(p_encrypted_data, 3, 16), 'hex'::text)::uuid, 'read by break-glass'::text,
         jsonb_build_object('purpose', p_purpose, 'table', p_table, 'column', p_column, 'row', p_row)
     );
-    return llm._opened(v_chain, p_encrypted_data);
+    return v_text;
 end
 $$;
 

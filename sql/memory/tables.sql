@@ -2,7 +2,7 @@
 
 create table if not exists llm.memories (
     tenant_id  text collate "C" not null check (tenant_id <> '*'),
-    memory_id  uuid not null default llm.uuid_v7(),
+    memory_id  uuid not null,
     scope      text collate "C" not null check (scope in ('user', 'agent', 'conversation')),
     owner      text collate "C" not null check (octet_length(owner) between 1 and 200),
     user_id    uuid,
@@ -46,6 +46,7 @@ create index if not exists memories_history on llm.memories (tenant_id, scope, o
 -- "all that concerns this user"
 create index if not exists memories_by_user on llm.memories (tenant_id, user_id) where user_id is not null;
 
+alter table llm.memories alter column memory_id set default llm.uuid_v7();
 select llm._protect_tenant_table('llm.memories'::regclass, 'select, insert, update (known), delete'::text);
 select llm._protect_user_rows('llm.memories'::regclass);
 select llm.register_personal_data('llm.memories'::regclass, 'user_id'::text, 'delete'::text, null::regclass, null::text[], null::text);

@@ -16,7 +16,7 @@ create function llm._key_chain_to_rewrap(
     p_column text,
     p_row    text
 )
-    returns bytea[]
+    returns bytea
     language plpython3u
     volatile
     set search_path = pg_catalog, pg_temp
@@ -42,18 +42,19 @@ create function llm.rewrap_value(
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
-declare
-    v_old bytea[];
-    v_new bytea[];
 begin
     if p_encrypted_data is null then
         return null;
     end if;
-    v_old := llm._key_chain_to_decrypt(
-        llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), null::text, false, p_table, p_column, p_row
+    return llm._sealed(
+        llm._key_chain_to_rewrap(llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), p_table, p_column, p_row),
+        llm._unsealed(
+            llm._key_chain_to_decrypt(
+                llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), null::text, false, p_table, p_column, p_row
+            ),
+            p_encrypted_data
+        )
     );
-    v_new := llm._key_chain_to_rewrap(llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), p_table, p_column, p_row);
-    return llm._seal(llm._data_keys(v_new), llm._unseal(llm._data_keys(v_old), p_encrypted_data, v_old[1]), v_new[1]);
 end
 $$;
 

@@ -2,7 +2,7 @@
 
 create table if not exists llm.sessions (
     tenant_id     text not null,
-    session_id    uuid not null default llm.uuid_v7(),
+    session_id    uuid not null,
     user_id       uuid not null,
     created_at    timestamptz not null default now(),
     last_active   timestamptz not null default now(),
@@ -43,6 +43,7 @@ create index if not exists sessions_live on llm.sessions (tenant_id, expires_at)
 -- "which can be purged"
 create index if not exists sessions_ended on llm.sessions (tenant_id, ended_at) where ended_at is not null;
 
+alter table llm.sessions alter column session_id set default llm.uuid_v7();
 select llm._protect_tenant_table('llm.sessions'::regclass, 'select, insert, update, delete'::text);
 select llm._protect_user_rows('llm.sessions'::regclass);
 -- llm.resume_session() finds the tenant by the token; llm.expire_sessions() works for all tenants when none is set.

@@ -49,9 +49,11 @@ as $$
 declare
     v_tenant text;
 begin
-    -- As llm._bound_tenant(), without the call: row-level security asks several times a statement.
+    -- As llm._bound_tenant(), without calls where there is no SET ROLE: row-level security asks several times a statement.
     select r.tenant_id into v_tenant from llm.tenant_roles r where r.role_name = session_user;
-    if not found and current_user <> session_user and llm._acting_role() <> session_user then
+    if not found and current_user <> session_user and (current_user <> 'llm_owner' or current_setting('role') <> 'none')
+        and llm._acting_role() <> session_user
+    then
         select r.tenant_id into v_tenant from llm.tenant_roles r where r.role_name = llm._acting_role();
     end if;
     if v_tenant is not null then

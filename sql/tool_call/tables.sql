@@ -2,7 +2,7 @@
 
 create table if not exists llm.tool_calls (
     tenant_id        text collate "C" not null check (tenant_id <> '*'),
-    call_id          uuid not null default llm.uuid_v7(),
+    call_id          uuid not null,
     started_at       timestamptz not null default clock_timestamp(),
     tool             text collate "C" not null check (octet_length(tool) between 1 and 200),
     version          bigint,
@@ -30,6 +30,7 @@ create index if not exists tool_calls_by_user on llm.tool_calls (tenant_id, user
 
 select llm.create_partitions(('llm.tool_calls', 'started_at', 'monthly', 90)::llm.partition_strategy, null::text);
 
+alter table llm.tool_calls alter column call_id set default llm.uuid_v7();
 select llm._protect_tenant_table('llm.tool_calls'::regclass, 'select, insert'::text);
 select llm._protect_user_rows('llm.tool_calls'::regclass);
 select llm.register_personal_data('llm.tool_calls'::regclass, 'user_id'::text, 'delete'::text, null::regclass, null::text[], null::text);

@@ -2,7 +2,7 @@
 
 create table if not exists llm.user_api_keys (
     tenant_id     text not null,
-    key_id        uuid not null default llm.uuid_v7(),
+    key_id        uuid not null,
     user_id       uuid not null,
     name          text not null check (length(name) between 1 and 200),
     scopes        text[] not null default '{}',
@@ -27,6 +27,7 @@ create index if not exists user_api_keys_by_prefix on llm.user_api_keys (key_pre
 -- "all keys of this user"
 create index if not exists user_api_keys_by_user on llm.user_api_keys (tenant_id, user_id);
 
+alter table llm.user_api_keys alter column key_id set default llm.uuid_v7();
 select llm._protect_tenant_table('llm.user_api_keys'::regclass, 'select, insert, update, delete'::text);
 select llm._protect_user_rows('llm.user_api_keys'::regclass);
 -- llm.verify_user_api_key() finds the tenant by the key.
