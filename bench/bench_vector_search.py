@@ -169,11 +169,16 @@ def by_redis(peer: redis.Redis, given: Input) -> Search | None:
     """Search a vector set, where Redis has them: quantized to 8 bits, as it comes, without texts."""
     try:
         for number, vector in enumerate(given.vectors):
-            peer.execute_command("VADD", "packages", "FP32", vector.tobytes(), str(number), "M", 16, "EF", 100)
+            peer.execute_command("VADD", "packages", "FP32", vector.tobytes(), str(number), "M", 16, "EF", 100)  # type: ignore[no-untyped-call]
     except redis.exceptions.ResponseError:
         return None
     questions = [each.tobytes() for each in given.matrix]
-    return lambda number, ef: [each.decode() for each in peer.execute_command("VSIM", "packages", "FP32", questions[number], "COUNT", 10, "EF", ef)]
+
+    def search(number: int, ef: int) -> list[str]:
+        found = peer.execute_command("VSIM", "packages", "FP32", questions[number], "COUNT", 10, "EF", ef)  # type: ignore[no-untyped-call]
+        return [each.decode() for each in found]
+
+    return search
 
 
 def cheapest(search: Search, truth: list[set[str]], target: float) -> tuple[int, float]:

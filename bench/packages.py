@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import psycopg
 
-from demo.packages import DIMENSIONS, Package, Vector, is_whole, packages, queries
+from bench.bench_point import Packed
+from demo.packages import DIMENSIONS, Package, Query, Vector, is_whole, packages, queries
 
 #: One point in so many has a value of a field: `any…` has nothing to do with the text, `near…` is what packages near to one another have in common.
 SHARES = (2, 10, 100, 1000)
@@ -27,14 +28,10 @@ class Input:
     rows: list[Package]
     vectors: np.ndarray
     texts: list[str]
-    questions: list[Vector]
+    questions: list[Packed]
+    matrix: np.ndarray
     own: list[int]
     fields: dict[str, np.ndarray] = field(default_factory=dict)
-
-    @property
-    def matrix(self) -> np.ndarray:
-        """The vectors of the queries."""
-        return np.array([each.values for each in self.questions], dtype=np.float32)
 
     def nearest(self, among: np.ndarray | None = None, k: int = 10) -> list[set[str]]:
         """Return the ids of the true neighbours of each query; `among`: for each query, which packages count."""
@@ -55,12 +52,12 @@ def load(*, quick: bool, questions: int) -> Input:
     if is_whole():
         labelled = np.load(Path(os.environ["PACKAGES"]) / "queries.npz")
         kept = [(int(own), vector) for own, vector in zip(labelled["doc_id"], labelled["vector"], strict=True) if own < len(rows)][:questions]
-        found = Input(
-            rows, vectors, [rows[own].synopsis for own, _ in kept], [Vector(tuple(map(float, each))) for _, each in kept], [own for own, _ in kept]
-        )
+        asked = [Query(rows[own].synopsis, own, Vector(tuple(map(float, each)))) for own, each in kept]
     else:
         asked = queries()[:questions]
-        found = Input(rows, vectors, [each.text for each in asked], [each.vector for each in asked], [each.package for each in asked])
+    matrix = np.array([each.vector.values for each in asked], dtype=np.float32)
+    packed = [Packed(bytes(each.vector)) for each in asked]
+    found = Input(rows, vectors, [each.text for each in asked], packed, matrix, [each.package for each in asked])
     generator = np.random.default_rng(5)
     for share in SHARES:
         found.fields[f"any{share}"] = generator.permutation(len(rows)) % share
@@ -76,7 +73,7 @@ def upsert(connection: psycopg.Connection, collection: str, given: Input) -> Non
             [
                 collection,
                 [str(number) for number in part],
-                [given.rows[number].vector for number in part],
+                [Packed(bytes(given.rows[number].vector)) for number in part],
                 [given.rows[number].description for number in part],
                 [json.dumps(given.payload(number)) for number in part],
             ],

@@ -111,9 +111,9 @@ def _tested(value: Any, condition: Any) -> bool:
     if box := condition.get("geo_bounding_box"):
         west, east = box["top_left"]["lon"], box["bottom_right"]["lon"]
         inside = lon > west or lon < east if west > east else west < lon < east
-        return inside and box["bottom_right"]["lat"] < lat < box["top_left"]["lat"]
+        return bool(inside and box["bottom_right"]["lat"] < lat < box["top_left"]["lat"])
     circle = condition["geo_radius"]
-    return _metres(lon, lat, circle["center"]["lon"], circle["center"]["lat"]) < circle["radius"]
+    return bool(_metres(lon, lat, circle["center"]["lon"], circle["center"]["lat"]) < circle["radius"])
 
 
 def _metres(lon: float, lat: float, other_lon: float, other_lat: float) -> float:

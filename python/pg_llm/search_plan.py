@@ -138,9 +138,9 @@ def collection(name: str | None) -> Collection:
 
 
 class Matching(NamedTuple):
-    """About how many points match: `count`, or at least so many; `is_far` when an index has not found enough of them."""
+    """About how many points match: `number`, or at least so many; `is_far` when an index has not found enough of them."""
 
-    count: int
+    number: int
     is_all: bool
     is_far: bool = False
 

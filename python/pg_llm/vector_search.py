@@ -109,9 +109,9 @@ class Search:
         known = search_plan.remembered(self._key)
         most = c.worth_comparing(k)
         comparing = "exact" if self.document is None else "filtered_exact"
-        if self._exact or (known and (known.is_far or (known.is_all and known.count <= most))):
-            return (*self._compare(vector, k, None, comparing), None, self._known())  # type: ignore[return-value]
-        if known is None or known.count < most:
+        if self._exact or (known and (known.is_far or (known.is_all and known.number <= most))):
+            return (*self._compare(vector, k, None, comparing), None, self._known())
+        if known is None or known.number < most:
             # Nothing is known: the first so many are compared, and often they are all.
             rows, plan = self._compare(vector, k, most, comparing)
             matching = self._known()
@@ -121,7 +121,7 @@ class Search:
         rows = search_plan.use_indexes(c, self.scope, k, self._columns).rows(vector, *self.arguments(k))
         if len(rows) < k:
             search_plan.remember(self._key, Matching(most, is_all=False, is_far=True))
-            return (*self._compare(vector, k, None, comparing), None, self._known())  # type: ignore[return-value]
+            return (*self._compare(vector, k, None, comparing), None, self._known())
         kind = c.index_kind if self.document is None and self.user is None else f"{c.index_kind}_iterative"
         return rows, "bit_rerank" if c.element == "bit" else kind, ef, self._known()
 
@@ -131,7 +131,7 @@ class Search:
     def _compare(self, vector: str, k: int, most: int | None, plan: str) -> tuple[list[dict[str, Any]], str]:
         limit = None if most is None else most + 1
         rows = search_plan.compare_all(self.collection, self.scope, limit, self._columns).rows(vector, *self.arguments(k))
-        count = rows[0]["matching"] if rows else 0
+        count: int = rows[0]["matching"] if rows else 0
         is_all = most is None or count <= most
         far = self._known()
         search_plan.remember(self._key, Matching(count, is_all, far is not None and far.is_far))
@@ -146,10 +146,10 @@ class Search:
         c = self.collection
         ef = min(max(self.ef, k, search_plan.bit_candidates(k) if c.element == "bit" else 0), search_plan.MOST_CANDIDATES)
         known = self._known()
-        scanned = SCANNED_MORE * k * c.rows // max(known.count if known else 0, 1)
+        scanned = SCANNED_MORE * k * c.rows // max(known.number if known else 0, 1)
         if c.index_kind == "ivfflat":
             # As pgvector's documentation advises: the root of the number of lists.
-            probes = max(round(max(segment.lists for segment in c.segments) ** 0.5 * self.ef / EF), 1)
+            probes: int = max(round(max(segment.lists for segment in c.segments) ** 0.5 * self.ef / EF), 1)
             if probes != PROBES:
                 _SET.rows("ivfflat.probes", str(probes))
             return probes
@@ -166,7 +166,7 @@ class Search:
             "text",
             *self.scope.types,
         )
-        return [row["id"] for row in plan.rows(after, *self.arguments(most))]  # type: ignore[arg-type]
+        return [row["id"] for row in plan.rows(after, *self.arguments(most))]
 
     def count(self) -> int:
         """Return how many points there are, also without a vector."""
@@ -176,7 +176,7 @@ class Search:
 
     def _report(self, requested: int, returned: int, matching: Matching | None, plan: str, ef: int | None, reason: str | None) -> None:
         c = self.collection
-        count, is_all = (None, None) if matching is None else (matching.count, matching.is_all)
+        count, is_all = (None, None) if matching is None else (matching.number, matching.is_all)
         _Last.report = Report(c.name, requested, returned, count, is_all, plan, ef, len(c.segments) if ef else 0, None, reason)
         _Last.owner = self.tenant, self.user
 

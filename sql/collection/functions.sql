@@ -53,7 +53,7 @@ comment on function llm._collections_coherence() is
 'Trigger of llm.collections: what backends keep of a collection is no longer valid.';
 
 
-create function llm._collection(
+create function llm._find_collection(
     p_name text
 )
     returns llm.collection
@@ -81,7 +81,7 @@ begin
 end
 $$;
 
-comment on function llm._collection(text) is
+comment on function llm._find_collection(text) is
 'The settings of a collection. Errors: undefined_object when there is no such collection.';
 
 
@@ -380,12 +380,13 @@ create function llm.alter_collection(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_old llm.collection := llm._collection(p_name);
+    v_old llm.collection := llm._find_collection(p_name);
     v_new record;
 begin
     select
         coalesce(p_index_kind, o.index_kind) as index_kind, coalesce(p_m, o.m) as m,
-        coalesce(p_ef_construction, o.ef_construction) as ef_construction, coalesce(p_lists, o.lists) as lists, coalesce(p_ef_search, o.ef_search) as ef_search,
+        coalesce(p_ef_construction, o.ef_construction) as ef_construction, coalesce(p_lists, o.lists) as lists,
+        coalesce(p_ef_search, o.ef_search) as ef_search,
         coalesce(p_full_scan_threshold, o.full_scan_threshold) as full_scan_threshold,
         coalesce(p_indexing_threshold, o.indexing_threshold) as indexing_threshold,
         coalesce(p_max_segment_size, o.max_segment_size) as max_segment_size,
@@ -416,7 +417,7 @@ begin
         version = c.version + 1,
         updated_at = clock_timestamp()
     where c.name = p_name;
-    return llm._collection(p_name);
+    return llm._find_collection(p_name);
 end
 $$;
 
@@ -464,7 +465,7 @@ comment on function llm.drop_collection(text) is
 
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader', 'llm_auditor'],
-    '_collection'
+    '_find_collection'
 );
 
 select llm._grant_execute(

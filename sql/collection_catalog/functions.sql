@@ -10,7 +10,7 @@ begin
     return query
         select l.*
         from llm.collections c
-        cross join llm._collection(c.name) l
+        cross join llm._find_collection(c.name) l
         order by c.name;
 end
 $$;
@@ -32,7 +32,7 @@ create function llm.collection_info(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_collection llm.collection := llm._collection(p_name);
+    v_collection llm.collection := llm._find_collection(p_name);
     v_tenant     text := llm._point_tenant();
     v_table      regclass := format('llm.%I', 'points_' || v_collection.name)::regclass;
     v_tail       bigint;

@@ -195,7 +195,7 @@ create function llm._fill_words(
     set client_min_messages = warning
 as $$
 declare
-    v_collection llm.collection := llm._collection(p_collection);
+    v_collection llm.collection := llm._find_collection(p_collection);
     v_count      bigint;
 begin
     if not v_collection.text_indexed then
@@ -242,7 +242,7 @@ declare
 begin
     perform llm._require_storage();
     if p_collection is not null then
-        perform llm._collection(p_collection);
+        perform llm._find_collection(p_collection);
     end if;
     foreach v_collection in array array(
         select c.name from llm.collections c where p_collection is null or c.name operator(pg_catalog.=) p_collection order by c.name
@@ -283,8 +283,8 @@ comment on procedure llm.maintain(text, boolean, bigint) is
 'Looks after the collections, each step in a transaction of its own: finds the words of new points, decides which numbers get an index next, takes
 note of indexes that were built, drops those that are covered by others. Building them is left to llm.index_statements(), which keeps no writer
 waiting; p_lock_writers: true builds them right here, while writers of the collection wait. p_collection: null for all; p_waiting: leave it out; the
-row that is returned says how many statements wait to be run. Call it outside of a transaction, every minute or so; llm.segment_progress shows how far it
-is. For superusers. Errors: undefined_object when there is no such collection.';
+row that is returned says how many statements wait to be run. Call it outside of a transaction, every minute or so; llm.segment_progress shows how far
+it is. For superusers. Errors: undefined_object when there is no such collection.';
 
 
 select llm._grant_execute(

@@ -21,7 +21,7 @@ create function llm._point_tenant()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_tenant text := llm.current_tenant();
+    v_tenant text := llm._owners_tenant();
 begin
     if v_tenant is null then
         raise exception 'points are a tenant''s, and no tenant is set'
@@ -174,9 +174,36 @@ create function llm.upsert_points(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_collection llm.collection := llm._collection(p_collection);
+    v_collection llm.collection := llm._find_collection(p_collection);
     v_tenant     text := llm._point_tenant();
+    v_table      text := format('llm.%I', 'points_' || v_collection.name);
+    v_type       text := llm._vector_type(v_collection);
+    v_user       uuid := llm.current_user_id();
+    v_model      text := coalesce(p_model, v_collection.model);
     v_given      record;
+    v_found      boolean;
+    v_merge      constant text := $merge$
+            on conflict (tenant_id, id) do update
+                set number = excluded.number,
+                    user_id = llm._owner_of_point(p.id, p.user_id, $7, excluded.user_id),
+                    content = excluded.content,
+                    content_hash = excluded.content_hash,
+                    model = excluded.model,
+                    embedding = case
+                        when excluded.embedding is null
+                            and p.content_hash is not distinct from excluded.content_hash
+                            and p.model is not distinct from excluded.model
+                            then p.embedding
+                        else excluded.embedding
+                    end,
+                    payload = excluded.payload,
+                    words = case
+                        when p.content_hash is not distinct from excluded.content_hash and p.user_id is not distinct from excluded.user_id
+                            then p.words
+                    end,
+                    updated_at = clock_timestamp()
+            returning xmax = 0 as is_new
+    $merge$;
 begin
     if (p_points is null) = (p_ids is null) then
         raise exception 'points are given neither as objects nor as arrays, or as both'
@@ -205,8 +232,44 @@ begin
     end if;
     perform llm._check_points(v_collection, p_ids, p_embeddings, p_contents, p_payloads, p_user_ids);
 
+    -- One point is looked up and written by two small statements, which are planned several times as fast as that for many.
+    if cardinality(p_ids) = 1 then
+        execute format(
+            $same$
+            select true
+            from %1$s p
+            where p.tenant_id = $1
+                and p.id = $2
+                and p.content_hash is not distinct from sha256(convert_to($4, 'UTF8'))
+                and p.model is not distinct from $8
+                and p.user_id is not distinct from coalesce($6, $7)
+                and p.payload = coalesce($5, '{}')
+                and ($3 is null or p.embedding operator(@extschema:vector@.=) $3::%2$s)
+            $same$,
+            v_table, v_type
+        )
+        into v_found
+        using v_tenant, p_ids[1], p_embeddings[1], p_contents[1], p_payloads[1], p_user_ids[1], v_user, v_model;
+        if v_found then
+            return query values (0::bigint, 0::bigint, 1::bigint);
+            return;
+        end if;
+        execute format(
+            $one$
+            insert into %1$s as p (tenant_id, id, user_id, content, content_hash, model, embedding, payload)
+            values ($1, $2, coalesce($6, $7), $4, sha256(convert_to($4, 'UTF8')), $8, $3::%2$s, coalesce($5, '{}'))
+            %3$s
+            $one$,
+            v_table, v_type, v_merge
+        )
+        into v_found
+        using v_tenant, p_ids[1], p_embeddings[1], p_contents[1], p_payloads[1], p_user_ids[1], v_user, v_model;
+        return query values (v_found::integer::bigint, (not v_found)::integer::bigint, 0::bigint);
+        return;
+    end if;
+
     return query execute format(
-        $upsert$
+        $many$
         with done as (
             insert into %1$s as p (tenant_id, id, user_id, content, content_hash, model, embedding, payload)
             select $1, g.id, g.user_id, g.content, g.content_hash, $8, g.embedding, g.payload
@@ -233,32 +296,14 @@ begin
             where p.is_unchanged is null
             -- In the order of their keys, so that two batches wait for each other instead of deadlocking.
             order by g.id
-            on conflict (tenant_id, id) do update
-                set number = excluded.number,
-                    user_id = llm._owner_of_point(p.id, p.user_id, $7, excluded.user_id),
-                    content = excluded.content,
-                    content_hash = excluded.content_hash,
-                    model = excluded.model,
-                    embedding = case
-                        when excluded.embedding is null
-                            and p.content_hash is not distinct from excluded.content_hash
-                            and p.model is not distinct from excluded.model
-                            then p.embedding
-                        else excluded.embedding
-                    end,
-                    payload = excluded.payload,
-                    words = case
-                        when p.content_hash is not distinct from excluded.content_hash and p.user_id is not distinct from excluded.user_id then p.words
-                    end,
-                    updated_at = clock_timestamp()
-            returning xmax = 0 as is_new
+            %3$s
         )
         select d.inserted, d.updated, (select count(distinct i.id) from unnest($2) i (id)) - d.inserted - d.updated
         from (select count(*) filter (where is_new) as inserted, count(*) filter (where not is_new) as updated from done) d
-        $upsert$,
-        format('llm.%I', 'points_' || v_collection.name), llm._vector_type(v_collection)
+        $many$,
+        v_table, v_type, v_merge
     )
-    using v_tenant, p_ids, p_embeddings, p_contents, p_payloads, p_user_ids, llm.current_user_id(), coalesce(p_model, v_collection.model);
+    using v_tenant, p_ids, p_embeddings, p_contents, p_payloads, p_user_ids, v_user, v_model;
 end
 $$;
 
@@ -277,13 +322,8 @@ collection; object_not_in_prerequisite_state when no tenant is set.';
 
 
 select llm._grant_execute(
-    array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader'],
-    '_point_tenant'
-);
-
-select llm._grant_execute(
     array['llm_owner'],
-    '_check_points', '_owner_of_point', '_point_words'
+    '_point_tenant', '_check_points', '_owner_of_point', '_point_words'
 );
 
 select llm._grant_execute(

@@ -13,7 +13,7 @@ create function llm.get_points(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_collection llm.collection := llm._collection(p_collection);
+    v_collection llm.collection := llm._find_collection(p_collection);
 begin
     return query execute format(
         $get$
@@ -53,7 +53,7 @@ create function llm.scroll_points(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_collection llm.collection := llm._collection(p_collection);
+    v_collection llm.collection := llm._find_collection(p_collection);
 begin
     if p_filter is not null then
         return query
@@ -102,7 +102,7 @@ create function llm.count_points(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_collection llm.collection := llm._collection(p_collection);
+    v_collection llm.collection := llm._find_collection(p_collection);
     v_count      bigint;
 begin
     if p_filter is not null then
@@ -140,7 +140,7 @@ create function llm.set_payload(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_collection llm.collection := llm._collection(p_collection);
+    v_collection llm.collection := llm._find_collection(p_collection);
     v_count      bigint;
 begin
     if jsonb_typeof(p_payload) is distinct from 'object' then
@@ -197,7 +197,7 @@ create function llm.delete_points(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_collection llm.collection := llm._collection(p_collection);
+    v_collection llm.collection := llm._find_collection(p_collection);
     v_count      bigint;
 begin
     if (p_ids is null) = (p_filter is null) then

@@ -15,8 +15,8 @@ $$;
 
 comment on function llm.matches_filter(jsonb, jsonb, text) is
 'Whether a payload matches a filter, as in llm.vector_search(). p_payload: an object; p_filter: must, should, must_not, min_should with conditions
-match, range, geo_bounding_box, geo_radius, values_count, is_empty, is_null, has_id, nested (docs/point_filter.md), null matches all; p_id: the id that
-has_id is about. Errors: invalid_parameter_value names the place in the filter that is wrong; program_limit_exceeded.';
+match, range, geo_bounding_box, geo_radius, values_count, is_empty, is_null, has_id, nested (docs/point_filter.md), null matches all; p_id: the id
+that has_id is about. Errors: invalid_parameter_value names the place in the filter that is wrong; program_limit_exceeded.';
 
 
 select llm._grant_execute(

@@ -124,7 +124,7 @@ create function llm._plan_segment(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_collection llm.collection := llm._collection(p_collection);
+    v_collection llm.collection := llm._find_collection(p_collection);
     v_segments   bigint[];
     v_starts     bigint[];
     v_ends       bigint[];

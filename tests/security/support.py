@@ -17,6 +17,7 @@ from tests.support import Client
 #: An argument of each type that functions of schema llm take. A function with another type needs a line here.
 SAMPLES: dict[str, Any] = {
     "bigint": 1,
+    "bigint[]": [1],
     "boolean": True,
     "bytea": b"bytes",
     "bytea[]": [b"bytes"],
@@ -28,6 +29,8 @@ SAMPLES: dict[str, Any] = {
     "jsonb[]": ['{"a": 1}'],
     "llm.collection": None,
     "regconfig": "english",
+    "double precision[]": [1.0],
+    "vector": "[1,2,3]",
     "vector[]": ["[1,2,3]"],
     "llm.audit_access": None,
     "llm.audit_analysis": "(,1,{read},,{})",
