@@ -148,7 +148,7 @@ def test_no_function_but_the_reviewed_runs_as_its_owner(db: Client) -> None:
         "_count_matching", "_estimated_rows", "_hybrid_search", "_matching_points", "_recommend", "_search_batch", "_search_groups", "_search_report",
         "_vector_search",
         "claim_embedding_jobs", "complete_embedding_jobs", "embedding_backlog", "fail_embedding_jobs", "retry_embedding_jobs", "set_embedding_model",
-        "_collection_aliases_coherence", "compare_collections", "copy_for_model", "set_collection_alias",
+        "compare_collections", "copy_for_model", "set_collection_alias",
         "analyze_vector_distribution", "optimize_index",
         "checkpoint_usage", "copy_checkpoint_thread", "delete_checkpoint_runs", "delete_checkpoint_thread", "get_checkpoint", "list_checkpoints",
         "prune_checkpoints", "put_checkpoint", "put_checkpoint_writes",
