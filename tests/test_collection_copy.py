@@ -37,9 +37,8 @@ def contents(client: Client, collection: str) -> list[tuple[Any, ...]]:
     return client.rows(f"select id, content, payload ->> 'of', model from llm.points_{collection} order by id")
 
 
-def test_a_copy_has_the_contents_of_all_tenants_and_their_vectors_to_come(docs: Client, admin: Client, database: Database, db: Client) -> None:
-    db.run("create role free login in role llm_app")
-    other = database.client("free")
+def test_a_copy_has_the_contents_of_all_tenants_and_their_vectors_to_come(docs: Client, admin: Client, database: Database) -> None:
+    other = database.client("admin")
     with other.tenant("other"):
         upsert(other, "docs", x=[1, 2, 3])
     assert admin.one("select llm.copy_for_model('docs', 'new', 'n', 2)") == 4

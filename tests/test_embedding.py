@@ -50,10 +50,9 @@ def test_an_id_that_is_there_is_written_again(acme: Client) -> None:
     assert acme.column("select id from llm.search_similar('[1,0,0]')") == []
 
 
-def test_embeddings_are_a_tenants(acme: Client, db: Client, database: Database) -> None:
+def test_embeddings_are_a_tenants(acme: Client, database: Database) -> None:
     acme.one(STORE, "message", UUID(int=1), "[1,0,0]", "{}")
-    db.run("create role free login in role llm_app")
-    other = database.client("free")
+    other = database.client("admin")
     with other.tenant("other"):
         assert other.column("select id from llm.search_similar('[1,0,0]')") == []
         assert other.row("select total_vectors, sampled from llm.analyze_vector_distribution()") == (0, 0)

@@ -276,12 +276,11 @@ def test_a_success_forgets_failures_before_it(docs: Client, db: Client) -> None:
     assert circuit(docs) == "closed"
 
 
-def test_jobs_are_a_tenants_and_a_users(docs: Client, db: Client, database: Database) -> None:
+def test_jobs_are_a_tenants_and_a_users(docs: Client, database: Database) -> None:
     """RLS-04"""
     first, second = (docs.one("select llm.create_user(%s)", f"{name}@x.org") for name in "ab")
     docs.run("select llm.upsert_points('docs', p_ids => array['a', 'b'], p_contents => array['of a', 'of b'], p_user_ids => %s)", [first, second])
-    db.run("create role free login in role llm_app")
-    other = in_tenant(database.client("free"), "other")
+    other = in_tenant(database.client("admin"), "other")
     docs.run("begin").run("select llm.set_user(%s)", second)
     ids, token, contents = claim(docs)
     assert contents == ["of b"]
