@@ -52,6 +52,8 @@ _READ = spi.plan(
     "text",
 )
 
+_READ_ALIAS = spi.plan("select a.collection from llm.collection_aliases a where a.alias = $1", "text")
+
 _OPERATORS = {"cosine": "<=>", "l2": "<->", "inner_product": "<#>", "l1": "<+>"}
 
 
@@ -130,12 +132,18 @@ def _read(name: str) -> tuple[Collection, int] | None:
     return Collection(rows[0], json.loads(rows[0]["segments"])), 2_000
 
 
+def _read_alias(name: str) -> tuple[str, int]:
+    return next((row["collection"] for row in _READ_ALIAS.rows(name)), ""), 50
+
+
 _collections = Cache("collections", _read)
+#: Where names lead; an empty string for a name that is no alias.
+_aliases = Cache("collection_alias", _read_alias)
 
 
 def collection(name: str | None) -> Collection:
     """Return a collection as this transaction sees it. Raises `spi.UndefinedObject`."""
-    found: Collection = _collections.get(name or "")
+    found: Collection = _collections.get(_aliases.get(name or "") or name or "")
     return found
 
 

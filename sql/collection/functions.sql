@@ -64,6 +64,7 @@ as $$
 declare
     v_is_ready   boolean := llm._require_storage();
     v_collection llm.collection;
+    v_target     text;
 begin
     select
         c.name, c.dimensions, c.distance, c.element, c.index_kind, c.m, c.ef_construction, c.lists, c.ef_search, c.full_scan_threshold,
@@ -73,6 +74,10 @@ begin
     from llm.collections c
     where c.name = p_name;
     if not found then
+        select a.collection into v_target from llm.collection_aliases a where a.alias = p_name;
+        if found then
+            return llm._find_collection(v_target);
+        end if;
         raise exception 'collection % does not exist', coalesce(quote_literal(left(p_name, 100)), 'null')
             using errcode = 'undefined_object',
                   hint = 'llm.list_collections() lists those that there are; llm.create_collection() makes one.';
@@ -82,7 +87,7 @@ end
 $$;
 
 comment on function llm._find_collection(text) is
-'The settings of a collection. Errors: undefined_object when there is no such collection.';
+'The settings of a collection, by its name or an alias. Errors: undefined_object when there is no such collection.';
 
 
 create function llm._check_collection(
@@ -416,8 +421,8 @@ begin
         model = v_new.model,
         version = c.version + 1,
         updated_at = clock_timestamp()
-    where c.name = p_name;
-    return llm._find_collection(p_name);
+    where c.name = v_old.name;
+    return llm._find_collection(v_old.name);
 end
 $$;
 

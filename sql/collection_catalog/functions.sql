@@ -37,7 +37,7 @@ declare
     v_table      regclass := format('llm.%I', 'points_' || v_collection.name)::regclass;
     v_tail       bigint;
 begin
-    select coalesce(max(s.to_number), 0) into v_tail from llm.segments s where s.collection = p_name and s.state = 'ready';
+    select coalesce(max(s.to_number), 0) into v_tail from llm.segments s where s.collection = v_collection.name and s.state = 'ready';
     execute format(
         'select count(*), count(*) filter (where embedding is null), count(*) filter (where number >= $3), '
         'count(*) filter (where words is null and content is not null) '
@@ -49,7 +49,7 @@ begin
     select count(*) filter (where s.state = 'ready'), count(*) filter (where s.state = 'building')
     into segments, building
     from llm.segments s
-    where s.collection = p_name;
+    where s.collection = v_collection.name;
     table_bytes := pg_table_size(v_table);
     index_bytes := pg_indexes_size(v_table);
     return next;

@@ -243,7 +243,7 @@ declare
 begin
     perform llm._require_storage();
     if p_collection is not null then
-        perform llm._find_collection(p_collection);
+        p_collection := (llm._find_collection(p_collection)).name;
     end if;
     foreach v_collection in array array(
         select c.name from llm.collections c where p_collection is null or c.name operator(pg_catalog.=) p_collection order by c.name

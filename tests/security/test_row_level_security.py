@@ -52,6 +52,7 @@ ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
     "llm.summaries": lambda tenant: {"conversation_id": UUID(int=1), "branch": 0, "upto": 1, "summary": f"secret of {tenant}"},
     "llm.data_key_versions": lambda tenant: {"key_id": KEY, "version": 1, "wrapped": b"secret of " + tenant.encode()},
     "llm.data_keys": lambda tenant: {"key_id": KEY, "tenant_key_id": KEY, "kind": "data"},
+    "llm.embedding_jobs": lambda tenant: {"collection": "c", "point_id": f"secret of {tenant}", "content_hash": b"x"},
     "llm.key_events": lambda tenant: {"event": f"secret of {tenant}"},
     "llm.key_usage": lambda tenant: {"key_id": KEY, "version": 1, "uses": 1},
     "llm.personal_keys": lambda tenant: {"user_id": KEY, "key_id": KEY},
