@@ -250,6 +250,7 @@ begin
     perform llm._protect_user_rows(p_table);
     -- Row-level security keeps the server from using an index for what is not leakproof: nearness, words, payload. So functions of llm_owner are
     -- exempt, and name tenant and user in each statement.
+    execute format('drop policy if exists used_by_function on %s', p_table);
     execute format('create policy used_by_function on %s to llm_owner using (true) with check (true)', p_table);
     execute format('alter policy user_isolation on %s to llm_admin, llm_app, llm_reader, llm_auditor', p_table);
 end

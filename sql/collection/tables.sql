@@ -44,3 +44,9 @@ create or replace trigger coherence_truncate
     before truncate on llm.collections
     for each statement execute function llm._coherence_truncate();
 alter table llm.collections enable always trigger coherence_truncate;
+
+-- The policies and defaults of points went with the extension, if it was dropped.
+select llm._protect_points(p.points)
+from llm.collections c
+cross join lateral to_regclass(format('llm.%I', 'points_' || c.name)) p (points)
+where p.points is not null;

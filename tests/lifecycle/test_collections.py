@@ -39,3 +39,18 @@ def test_a_dump_brings_back_collections_with_their_indexes(database: Database, d
     assert [state for *_, state in segments(restored)] == ["ready", "ready"]
     assert restored.one("select count(*) from llm.points_docs") == 166
     assert restored.column("select name from llm.doctor() where not ok and (name like '%vector%' or name like '%polic%')") == []
+
+
+def test_the_points_that_were_kept_are_a_tenants_again_after_setup(database: Database, db: Client) -> None:
+    """DR-04: policies and defaults of tables that no file names."""
+    db.run("select llm.create_collection('docs', 3)")
+    app = database.client("app")
+    for tenant in ("acme", "other"):
+        with app.tenant(tenant):
+            app.run("select llm.upsert_points('docs', '{\"id\": 1, \"embedding\": [1, 2, 3]}')")
+    policies = db.rows(POLICIES)
+    db.run("set client_min_messages = error").run("drop extension pg_llm cascade").run("create extension pg_llm").run("select llm.setup()")
+    assert db.rows(POLICIES) == policies != []
+    with app.tenant("acme"):
+        assert app.column("select tenant_id from llm.points_docs") == ["acme"]
+        assert app.row("select * from llm.upsert_points('docs', '{\"id\": 2, \"embedding\": [3, 2, 1]}')") == (1, 0, 0)

@@ -236,7 +236,7 @@ class PgLlmVectorStore(VectorStore):
         rows = yield (
             "r.id, r.content, r.payload::text, r.score",
             "vector_search",
-            f"text, {(yield from self._vector_type())}, integer, jsonb, double precision, integer, boolean",
+            f"text, {(yield from self._vector_type())}, integer, jsonb, float8, integer, boolean",
             [self.collection, literal(vector), k, _filter(filter), score_threshold, ef, exact],
         )
         return [(_document(*row[:3]), row[3]) for row in rows]
