@@ -275,7 +275,7 @@ def test_only_the_newest_queries_are_kept(plane: Client, admin: Client, db: Clie
     db.run("insert into llm.search_queries (tenant_id, collection, embedding) select 'acme', 'plane', '[1,1]' from generate_series(1, 2000)")
     plane.run("select setseed(0)")
     plane.run("select id from generate_series(1, 600) i, llm.vector_search('plane', array[i, 1]::vector, 1)")
-    kept, searched = plane.row("select count(*), count(*) filter (where embedding::text <> '[1,1]' or query_id > 2000) from llm.search_queries")
+    kept, searched = plane.row("select count(*), count(*) filter (where embedding <> '[1,1]' or query_id > 2000) from llm.search_queries")
     assert kept < 2000
     assert searched == 600
 

@@ -415,7 +415,7 @@ _LAST_PLAN = spi.plan("select r.plan from llm._search_report(llm._claimed_tenant
 
 _LOGGED = spi.plan(
     """
-    select q.embedding::text as vector
+    select q.embedding as vector
     from llm.search_queries q
     where q.tenant_id = $1
         and q.collection = $2

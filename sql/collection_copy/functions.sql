@@ -222,11 +222,15 @@ begin
             from sampled s
             cross join lateral (
                 select (array_agg(h.id) filter (where h.id <> s.id))[1:$5] as ids
-                from llm._vector_search($6, s.in_a, $5 + 1, null::jsonb, null::double precision, null::integer, false, false, $8, $2) h
+                from unnest(
+                    (select llm._vector_search($6, s.in_a, $5 + 1, null::jsonb, null::double precision, null::integer, false, false, $8, $2))
+                ) h
             ) x
             cross join lateral (
                 select (array_agg(h.id) filter (where h.id <> s.id))[1:$5] as ids
-                from llm._vector_search($7, s.in_b, $5 + 1, null::jsonb, null::double precision, null::integer, false, false, $8, $2) h
+                from unnest(
+                    (select llm._vector_search($7, s.in_b, $5 + 1, null::jsonb, null::double precision, null::integer, false, false, $8, $2))
+                ) h
             ) y
         ),
         alike as (

@@ -90,7 +90,7 @@ begin
         select
             h.id::uuid, h.payload ->> 'content_type', (h.payload ->> 'content_id')::uuid, p.embedding,
             coalesce(h.payload -> 'metadata', '{}'), h.score
-        from llm._vector_search(
+        from unnest((select llm._vector_search(
             p_collection, p_query, p_limit,
             case
                 when p_content_type is not null
@@ -99,7 +99,7 @@ begin
                     ))
             end,
             p_threshold, null::integer, false, true, llm._claimed_tenant(), llm.current_user_id()
-        ) h
+        ))) h
         cross join lateral llm.get_points(p_collection, array[h.id], true) p
         where p_threshold is null
             or h.score > p_threshold

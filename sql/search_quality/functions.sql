@@ -155,7 +155,7 @@ begin
         return;
     end if;
     insert into llm.search_queries (tenant_id, collection, user_id, embedding)
-    values (p_tenant, p_collection, p_user_id, p_embedding::@extschema:vector@.vector);
+    values (p_tenant, p_collection, p_user_id, p_embedding);
     if random() < 0.01 then
         delete from llm.search_queries d
         where d.tenant_id = p_tenant

@@ -364,7 +364,9 @@ create function llm.schedule_maintenance(
 as $$
 declare
     v_libraries text[] := regexp_split_to_array(current_setting('shared_preload_libraries'), '\s*,\s*');
-    v_worker    text := coalesce(current_setting('pg_partman_bgw.role', true), 'postgres');
+    -- pg_partman 5.5 takes partman_maintainer, which it does not make; those before take postgres.
+    v_worker    text := current_setting('pg_partman_bgw.role', true);
+    v_has_role  boolean := exists (select from pg_roles r where r.rolname = v_worker);
 begin
     if p_scheduler not in ('pg_cron', 'pg_partman_bgw') then
         raise exception 'scheduler % is unknown', p_scheduler
@@ -405,7 +407,8 @@ begin
             coalesce(
                 'pg_partman_bgw' = any (v_libraries)
                 and current_database() = any (regexp_split_to_array(current_setting('pg_partman_bgw.dbname', true), '\s*,\s*'))
-                and p_scheduler is not null,
+                and p_scheduler is not null
+                and v_has_role,
                 false
             ),
             concat_ws(
@@ -418,8 +421,10 @@ begin
                         then 'alter system set shared_preload_libraries = …, pg_partman_bgw; then restart the server'
                 end,
                 format('alter system set pg_partman_bgw.dbname = %L;', current_database()),
+                case when not v_has_role then format('alter system set pg_partman_bgw.role = %L;', session_user) end,
                 'select pg_reload_conf();',
-                format('alter role %I in database %I set timezone = ''UTC'';  -- else bounds move with summer time', v_worker, current_database())
+                format('alter role %I in database %I set timezone = ''UTC'';  -- else bounds move with summer time',
+                       case when v_has_role then v_worker else session_user end, current_database())
             )
         where p_scheduler is distinct from 'pg_cron'
         union all
