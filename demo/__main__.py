@@ -1,4 +1,4 @@
-"""Runs the demo: `python -m demo`. PRICES names a LiteLLM price file; without it a small sample is used."""
+"""Runs the demo: `python -m demo`. PRICES names a LiteLLM price file, PACKAGES a folder of packages; without them small samples are used."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 from rich.console import Console
 
-from demo import audit, chat, checkpoint, config, crypto, memory, partition, seal, session
+from demo import audit, chat, checkpoint, config, crypto, memory, partition, seal, session, vector
 from demo.stage import Stage
 from tools.cluster import Cluster, Installation
 
 SAMPLE = Path(__file__).with_name("sample_prices.json")
 
 #: One module a subsystem, each with a play(stage).
-SCENES = (config, partition, crypto, audit, seal, session, chat, checkpoint, memory)
+SCENES = (config, partition, crypto, audit, seal, session, chat, checkpoint, memory, vector)
 
 
 def main() -> None:

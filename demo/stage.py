@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -51,9 +51,9 @@ class Stage:
     @contextmanager
     def step(self, text: str) -> Iterator[Step]:
         """Do something that may take a while: shows that it runs, then how long it took."""
-        step = Step()
         begin = perf_counter()
-        with self.console.status(text):
+        with self.console.status(text) as status:
+            step = Step(progress=lambda done: status.update(f"{text} … {done}"))
             yield step
         took = perf_counter() - begin
         self.console.print(f"  {text} [dim]… {step.result or 'done'} ({_duration(took)})", highlight=False, soft_wrap=True)
@@ -61,8 +61,9 @@ class Stage:
 
 @dataclass
 class Step:
-    """What came of a step, told when it ends."""
+    """What came of a step, told when it ends; progress shows how far it is."""
 
+    progress: Callable[[str], None]
     result: str = ""
 
 

@@ -30,6 +30,7 @@ begin
         where n.nspname = 'llm'
             and a.privilege_type = 'CREATE'
             and r.rolsuper is not true
+            and a.grantee is distinct from to_regrole('llm_owner')
         limit 1;
     end if;
 
@@ -111,3 +112,5 @@ end
 $roles$;
 
 grant usage on schema llm to llm_owner, llm_admin, llm_app, llm_reader, llm_auditor;
+-- For llm.create_collection(): nobody is a member of llm_owner.
+grant create on schema llm to llm_owner;

@@ -262,11 +262,10 @@ def test_many_savers_put_at_once(database: Database, db: Client) -> None:
                 config = put(saver, of(f"thread {number % 4}"), document=document, own=[f"{number}.{turn}"] * 100)
                 saver.put_writes(config, [("document", document), ("own", number)], f"task {number}")
                 assert values(saver, config) == {"document": document, "own": [f"{number}.{turn}"] * 100}
-            if number < 4:
-                saver.prune([f"thread {number}"])
 
         with ThreadPoolExecutor(8) as workers:
             list(workers.map(work, range(8)))
+            list(workers.map(lambda number: savers[number].prune([f"thread {number % 4}"]), range(8)))
         assert counted_right(db)
         savers[0].prune([f"thread {number}" for number in range(4)], strategy="delete")
     assert db.one("select count(*) from llm.checkpoint_blobs") == 0
@@ -393,7 +392,7 @@ def test_a_chat_history_is_asynchronous_too(database: Database) -> None:
 
 def test_the_python_of_the_page_runs(database: Database) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/client.md").read_text(), re.DOTALL | re.MULTILINE)
-    names = {"DSN": database.cluster.dsn(database.name, "app")}
+    names = {"DSN": database.cluster.dsn(database.name, "app"), "ADMIN_DSN": database.cluster.dsn(database.name, "admin")}
     exec("\n".join(blocks), names)  # noqa: S102 - our own page
     names["connection"].close()  # type: ignore[attr-defined]
 
@@ -416,5 +415,6 @@ def test_the_client_is_built_as_a_wheel(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("pg_llm_client-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {
-        f"pg_llm_client/{name}" for name in ("__init__.py", "py.typed", "saver.py", "history.py", "connection.py", "values.py", "text.py")
+        f"pg_llm_client/{name}"
+        for name in ("__init__.py", "py.typed", "saver.py", "history.py", "connection.py", "values.py", "text.py", "vectorstore.py", "embed.py")
     } <= set(names)

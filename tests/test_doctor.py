@@ -100,7 +100,7 @@ FAULTS = [
             values ('a', 'u', 'x', 't', 'o', now() - interval '2 hours')""", "the audit log is sealed", "1 rows wait since"),
     ("insert into llm.audit_anchor (path, server_id) select '/nowhere/file', system_identifier from pg_control_system()",
      "the audit log is anchored", "/nowhere/file cannot be read"),
-    ("grant create on schema llm to nobody", "only superusers create in schema llm", "nobody"),
+    ("grant create on schema llm to nobody", "only superusers and llm_owner create in schema llm", "nobody"),
     ("grant truncate on llm.config to llm_app", "", "llm.config"),
     ("set log_parameter_max_length_on_error = 100", "parameters stay out of error logs", "log_parameter_max_length_on_error is 100B"),
     ("update pg_extension set extversion = '4.9' where extname = 'pg_partman'", "extension pg_partman", "version 4.9, at least 5 is needed"),

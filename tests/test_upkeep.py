@@ -373,9 +373,11 @@ def test_what_there_is_to_call_it_is_explained(daily: Client, database: Database
     assert f"'5 4 * * *', 'call llm.manage_partitions()', '{database.name}');" in ways["pg_cron"][1]
     assert f"'* * * * *', 'call llm.index_new_messages()', '{database.name}');" in ways["pg_cron"][1]
     assert f"pg_partman_bgw.dbname = '{database.name}'" in ways["pg_partman_bgw"][1]
+    assert "pg_partman_bgw.role = 'postgres'" in ways["pg_partman_bgw"][1]
     assert ways["the system's cron"][1].splitlines() == [
         f'5 4 * * * psql -X -d {database.name} -c "call llm.manage_partitions()"',
         f'* * * * * psql -X -d {database.name} -c "call llm.index_new_messages()"',
+        f'* * * * * psql -X -d {database.name} -c "call llm.maintain()"',
     ]
     with raises(InvalidParameterValue, "scheduler at is unknown", hint="pg_cron"):
         daily.run("select llm.schedule_maintenance('at')")
@@ -385,7 +387,7 @@ def test_what_there_is_to_call_it_is_explained(daily: Client, database: Database
 def scheduled(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A superuser's client of a database for which pg_cron and pg_partman's background worker run."""
     settings = ("shared_preload_libraries=pg_cron,pg_partman_bgw", "cron.database_name=scheduled", "cron.use_background_workers=on",
-                "pg_partman_bgw.interval=1", "max_worker_processes=20")  # fmt: skip
+                "pg_partman_bgw.interval=1", "pg_partman_bgw.role=postgres", "max_worker_processes=20")  # fmt: skip
     with new_cluster(installation, tmp_path_factory.mktemp("schedulers"), *settings) as cluster:
         with cluster.connect() as connection:
             connection.execute("create database scheduled template template_llm")
@@ -412,6 +414,7 @@ def test_pg_cron_calls_it(scheduled: Client) -> None:
     assert scheduled.rows("select schedule, command from cron.job order by jobid") == [
         ("1 seconds", "call llm.manage_partitions()"),
         ("* * * * *", "call llm.index_new_messages()"),
+        ("* * * * *", "call llm.maintain()"),
     ]
     while scheduled.one("select last_ok_at is null from llm.partition_status where parent = 'public.by_cron'"):
         pass

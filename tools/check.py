@@ -40,6 +40,8 @@ SHARED_MODULES = {
     "merkle": "of seal",
     "prove": "of seal",
     "seal_status": "of seal",
+    "query_log": "of search_quality",
+    "search_plan": "of vector_search",
     "secret": "of key_store and crypto",
     "spi": "the way to SQL",
     "tenant": "of core",

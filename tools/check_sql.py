@@ -26,6 +26,10 @@ INLINED = (
         "p_details jsonb,p_client_info jsonb,p_before jsonb,p_after jsonb,p_sensitive_hash bytea,p_login_role text,p_client_address inet,"
         "p_application text,p_transaction_id xid8)"
     ),
+    (
+        "llm.vector_search(p_collection text,p_query vector.vector,p_k integer,p_filter jsonb,p_score_threshold double precision,p_ef integer,"
+        "p_exact boolean,p_with_payload boolean)"
+    ),
     "llm.load_config(p_key text,p_default jsonb,p_cached boolean)",
     "llm.verify_session(p_token text,p_device text)",
 )
@@ -33,6 +37,7 @@ INLINED = (
 #: Not pinned, because PostgreSQL lets no procedure with a SET clause commit: fully qualified, types included.
 COMMITTING = (
     "llm.index_new_messages()",
+    "llm.maintain(p_collection text,p_lock_writers boolean,INOUT p_waiting bigint)",
     "llm.manage_partitions(INOUT p_ok boolean)",
     "llm.rewrap(p_table regclass,p_column name,p_tenant text,p_batch integer,INOUT p_outcome text,INOUT p_rewrapped bigint)",
 )
@@ -62,6 +67,35 @@ EXECUTES = {
     "llm._audit_changes": "columns, which the catalogue names and %I quotes; values are parameters",
     "llm._make_audit_triggers": "a regclass, which prints itself quoted, constant triggers, and column names in %L",
     "llm.unaudit_table": "a regclass, which prints itself quoted, and the names of its triggers in %I",
+    "llm.create_collection": "a checked name in %I, a type of llm._vector_type(), and indexes of llm._payload_indexes()",
+    "llm.drop_collection": "a name in %I, which was that of a collection",
+    "llm._protect_points": "a regclass, which prints itself quoted",
+    "llm.collection_info": "a regclass, which prints itself quoted; values are parameters",
+    "llm.upsert_points": "a collection's name in %I, and a type of llm._vector_type(); values are parameters",
+    "llm.get_points": "a collection's name in %I; values are parameters",
+    "llm.evaluate_search": "a regclass, which prints itself quoted; the caller's code runs with the caller's rights",
+    "llm.scroll_points": "a collection's name in %I; values are parameters",
+    "llm.count_points": "a collection's name in %I; values are parameters",
+    "llm.set_payload": "a collection's name in %I; values are parameters",
+    "llm.delete_points": "a collection's name in %I; values are parameters",
+    "llm._live_rows": "a collection's name in %I; values are parameters",
+    "llm._plan_segment": "a collection's name in %I; values are parameters",
+    "llm._build_segment": "an index of llm._segment_index(), and its name in %I",
+    "llm._drop_retired": "a segment's name in %I",
+    "llm._build_serially": "a regclass, which prints itself quoted",
+    "llm._settle_payload_indexes": "indexes of llm._payload_indexes(), and names in %I",
+    "llm._fill_words": "a collection's name in %I, and its language in %L",
+    "llm._watch_embeddings": "a regclass, which prints itself quoted, constant triggers, and a collection's name in %L",
+    "llm.set_embedding_model": "a collection's name in %I and %L, and constant triggers; values are parameters",
+    "llm.claim_embedding_jobs": "a collection's name in %I; values are parameters",
+    "llm.complete_embedding_jobs": "as llm.upsert_points()",
+    "llm._mirror_point": "a collection's name in %I; values are parameters",
+    "llm._mirror_points": "a regclass, which prints itself quoted, constant events, and collections' names in %I and %L",
+    "llm._part_copies": "a regclass, which prints itself quoted, and a trigger's name in %I",
+    "llm.copy_for_model": "collections' names in %I; values are parameters",
+    "llm.compare_collections": "collections' names in %I; values are parameters",
+    "llm.optimize_index": "a collection's name in %I",
+    "llm.analyze_vector_distribution": "a collection's name in %I; values are parameters",
     "llm.setup": "the storage scripts of this very extension",
     "llm.migrate_down": "the storage scripts of this very extension",
     "do $roles$": "the names of pg_llm's own roles",

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import plpy
 
 #: Rows that a cursor takes from the server in one go.
 FETCHED_AT_ONCE = 1_000
+
+#: Plans of built statements that a session keeps; each has some 100 kB.
+BUILT_PLANS = 200
 
 
 class Error(plpy.Error):
@@ -119,6 +123,15 @@ class Plan:
 
 def plan(statement: str, *types: str) -> Plan:
     """Return a plan for a constant statement whose parameters have these types."""
+    return Plan(statement, types)
+
+
+@lru_cache(maxsize=BUILT_PLANS)
+def built_plan(statement: str, *types: str) -> Plan:
+    """Return a plan for a statement that was built at run time, of constants, of names that a table of pg_llm holds, and of parameters' numbers.
+
+    Only the modules that tools/check_python.py lists may call it: what a caller gave is a parameter there, too.
+    """
     return Plan(statement, types)
 
 

@@ -23,6 +23,7 @@ begin
     return query select * from llm._doctor_personal_data();
     return query select * from llm._doctor_keys();
     return query select * from llm._doctor_audit();
+    return query select * from llm._doctor_vectors();
     return query select * from llm._doctor_python();
     return query select * from llm._doctor_coherence();
 end
@@ -214,6 +215,9 @@ begin
         from llm._storage_scripts() s
         cross join regexp_matches(s.script, '_protect_user_rows\(''(llm\.\w+)''', 'g') m
         where s.kind = 'tables'
+        union
+        select c.oid::regclass::text, unnest(array['tenant_isolation', 'user_isolation', 'used_by_function'])
+        from pg_class c where c.relnamespace = 'llm'::regnamespace and c.relkind = 'r' and c.relname ~ '^points_'
     ),
     present as (
         select p.polrelid::regclass::text as relation, p.polname::text as policy
@@ -296,9 +300,9 @@ begin
     left join pg_roles r on r.oid = a.grantee
     where n.nspname = 'llm'
         and a.privilege_type = 'CREATE'
-        and r.rolsuper is not true;
+        and not (coalesce(r.rolsuper, false) or a.grantee = 'llm_owner'::regrole);
     return query select
-        'only superusers create in schema llm',
+        'only superusers and llm_owner create in schema llm',
         v_wrong is null,
         coalesce(v_wrong, 'nobody else'),
         'Revoke it: an object put beside ours can be called in its place.';

@@ -461,7 +461,7 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_owner'],
-    '_owners_tenant'
+    '_owners_tenant', '_protect_user_rows'
 );
 
 select llm._grant_execute(

@@ -76,3 +76,9 @@ p_user_column: its column with the user''s id (uuid or text), or null with p_via
 delete the rows; anonymize: set the user column and p_columns null; shred: destroy the keys that the one column of p_columns names, and delete the
 rows; keep, for p_reason. A table that is not pg_llm''s is granted to llm_owner. For superusers. Errors: invalid_parameter_value, undefined_column,
 insufficient_privilege when row-level security would hide the rows.';
+
+
+select llm._grant_execute(
+    array['llm_owner'],
+    'register_personal_data'
+);

@@ -288,3 +288,8 @@ select llm._grant_execute(
     array['llm_admin'],
     'bind_role'
 );
+
+select llm._grant_execute(
+    array['llm_owner'],
+    '_protect_tenant_table'
+);

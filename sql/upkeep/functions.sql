@@ -332,6 +332,27 @@ comment on function llm._end_maintenance(text) is
 'Notes that maintenance of a table ended, for pg_partman too. Returns whether all went well.';
 
 
+create function llm._regular_calls(
+    p_schedule text
+)
+    returns table (name text, schedule text, command text)
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return query
+        select c.name, c.schedule, format('call %s()', c.name)
+        from (
+            values ('llm.manage_partitions', p_schedule), ('llm.index_new_messages', '* * * * *'), ('llm.maintain', '* * * * *')
+        ) c (name, schedule);
+end
+$$;
+
+comment on function llm._regular_calls(text) is
+'What is to be called regularly, and when, as cron writes it. p_schedule: when llm.manage_partitions() is.';
+
+
 create function llm.schedule_maintenance(
     p_scheduler text default null,
     p_schedule  text default '17 * * * *'
@@ -343,9 +364,9 @@ create function llm.schedule_maintenance(
 as $$
 declare
     v_libraries text[] := regexp_split_to_array(current_setting('shared_preload_libraries'), '\s*,\s*');
-    v_command   text := 'call llm.manage_partitions()';
-    v_index     text := 'call llm.index_new_messages()';
-    v_worker    text := coalesce(current_setting('pg_partman_bgw.role', true), 'postgres');
+    -- pg_partman 5.5 takes partman_maintainer, which it does not make; those before take postgres.
+    v_worker    text := current_setting('pg_partman_bgw.role', true);
+    v_has_role  boolean := exists (select from pg_roles r where r.rolname = v_worker);
 begin
     if p_scheduler not in ('pg_cron', 'pg_partman_bgw') then
         raise exception 'scheduler % is unknown', p_scheduler
@@ -354,10 +375,10 @@ begin
     end if;
 
     if exists (select from pg_extension e where e.extname = 'pg_cron') and p_scheduler is distinct from 'pg_partman_bgw' then
-        perform cron.schedule('llm.manage_partitions'::text, p_schedule, v_command);
-        perform cron.schedule('llm.index_new_messages'::text, '* * * * *'::text, v_index);
+        perform cron.schedule(c.name, c.schedule, c.command) from llm._regular_calls(p_schedule) c;
         perform llm._leave_making_to_pg_partman(false);
-        return query select 'pg_cron', true, format('%s runs at %s, %s every minute', v_command, p_schedule, v_index);
+        return query
+            select 'pg_cron', true, string_agg(format('%s runs at %s', c.command, c.schedule), E'\n') from llm._regular_calls(p_schedule) c;
         return;
     end if;
 
@@ -370,10 +391,14 @@ begin
             case when not 'pg_cron' = any (v_libraries) then 'alter system set shared_preload_libraries = …, pg_cron; then restart the server' end,
             format('In database %s:', coalesce(current_setting('cron.database_name', true), 'postgres')),
             'create extension if not exists pg_cron;',
-            format('select cron.schedule_in_database(%L, %L, %L, %L);',
-                   'llm.manage_partitions in ' || current_database(), p_schedule, v_command, current_database()),
-            format('select cron.schedule_in_database(%L, %L, %L, %L);',
-                   'llm.index_new_messages in ' || current_database(), '* * * * *', v_index, current_database())
+            (
+                select string_agg(
+                    format('select cron.schedule_in_database(%L, %L, %L, %L);',
+                           c.name || ' in ' || current_database(), c.schedule, c.command, current_database()),
+                    E'\n'
+                )
+                from llm._regular_calls(p_schedule) c
+            )
         )
         where p_scheduler is distinct from 'pg_partman_bgw'
         union all
@@ -382,38 +407,38 @@ begin
             coalesce(
                 'pg_partman_bgw' = any (v_libraries)
                 and current_database() = any (regexp_split_to_array(current_setting('pg_partman_bgw.dbname', true), '\s*,\s*'))
-                and p_scheduler is not null,
+                and p_scheduler is not null
+                and v_has_role,
                 false
             ),
             concat_ws(
                 E'\n',
-                'It only makes partitions. Rows of default partitions and retention wait for llm.manage_partitions().',
-                'New messages wait for llm.index_new_messages() to be indexed.',
+                'It only makes partitions. Rows of default partitions and retention wait for llm.manage_partitions(),',
+                'new messages and points for llm.index_new_messages() and llm.maintain() to be indexed.',
                 case when p_scheduler is null then 'select * from llm.schedule_maintenance(''pg_partman_bgw'');' end,
                 case
                     when not 'pg_partman_bgw' = any (v_libraries)
                         then 'alter system set shared_preload_libraries = …, pg_partman_bgw; then restart the server'
                 end,
                 format('alter system set pg_partman_bgw.dbname = %L;', current_database()),
+                case when not v_has_role then format('alter system set pg_partman_bgw.role = %L;', session_user) end,
                 'select pg_reload_conf();',
-                format('alter role %I in database %I set timezone = ''UTC'';  -- else bounds move with summer time', v_worker, current_database())
+                format('alter role %I in database %I set timezone = ''UTC'';  -- else bounds move with summer time',
+                       case when v_has_role then v_worker else session_user end, current_database())
             )
         where p_scheduler is distinct from 'pg_cron'
         union all
-        select 'the system''s cron', false, concat_ws(
-            E'\n',
-            format('%s psql -X -d %s -c "%s"', p_schedule, current_database(), v_command),
-            format('* * * * * psql -X -d %s -c "%s"', current_database(), v_index)
-        )
-        where p_scheduler is null;
+        select 'the system''s cron', false, string_agg(format('%s psql -X -d %s -c "%s"', c.schedule, current_database(), c.command), E'\n')
+        from llm._regular_calls(p_schedule) c
+        having p_scheduler is null;
 end
 $$;
 
 comment on function llm.schedule_maintenance(text, text) is
-'Has llm.manage_partitions() called regularly, and llm.index_new_messages() every minute: by pg_cron, where that is installed in this database; else
-says what to do for each scheduler that there could be. p_scheduler: pg_cron or pg_partman_bgw (pg_partman''s background worker), null for whatever is
-there; p_schedule: as pg_cron and cron write it. Returns the schedulers, whether each is set up now, and the statements that are still to be run. For
-superusers. Errors: invalid_parameter_value.';
+'Has llm.manage_partitions() called regularly, llm.index_new_messages() and llm.maintain() every minute: by pg_cron, where that is installed in this
+database; else says what to do for each scheduler that there could be. p_scheduler: pg_cron or pg_partman_bgw (pg_partman''s background worker), null
+for whatever is there; p_schedule: as pg_cron and cron write it. Returns the schedulers, whether each is set up now, and the statements that are still
+to be run. For superusers. Errors: invalid_parameter_value.';
 
 
 create function llm._leave_making_to_pg_partman(

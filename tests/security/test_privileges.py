@@ -143,6 +143,14 @@ def test_no_function_but_the_reviewed_runs_as_its_owner(db: Client) -> None:
     definers = {function.name for function in functions(db) if function.is_definer}
     assert definers == {
         "log_audit_event", "log_audit_events", "read_sensitive_log",
+        "alter_collection", "collection_info", "count_points", "create_collection", "delete_points", "drop_collection",
+        "get_points", "scroll_points", "set_payload", "upsert_points",
+        "_count_matching", "_estimated_rows", "_hybrid_search", "_matching_points", "_recommend", "_search_batch", "_search_groups", "_search_report",
+        "_vector_search",
+        "_doctor_search_quality", "_evaluate_search", "_measure_tuning", "_vector_recall", "set_search_quality",
+        "claim_embedding_jobs", "complete_embedding_jobs", "embedding_backlog", "fail_embedding_jobs", "retry_embedding_jobs", "set_embedding_model",
+        "compare_collections", "copy_for_model", "set_collection_alias",
+        "analyze_vector_distribution", "optimize_index",
         "checkpoint_usage", "copy_checkpoint_thread", "delete_checkpoint_runs", "delete_checkpoint_thread", "get_checkpoint", "list_checkpoints",
         "prune_checkpoints", "put_checkpoint", "put_checkpoint_writes",
         "_any_role_is_bound", "_key_heads", "_keys_out_of_policy", "_note_rewrap", "_raise_min_decryption_version", "blind_index",

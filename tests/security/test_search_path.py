@@ -20,6 +20,7 @@ FORGED: dict[str, Any] = {
     "bigint": 666,
     "boolean": True,
     "bytea": b"FORGED",
+    "double precision": 666.0,
     "inet": "6.6.6.6",
     "int8multirange": "{[666,667)}",
     "integer": 666,
@@ -32,6 +33,7 @@ FORGED: dict[str, Any] = {
     "timestamp with time zone": datetime.fromisoformat("1999-01-01T00:00:00+00:00"),
     "tstzrange": "[1999-01-01,)",
     "uuid": UUID(int=666),
+    "vector": "[6,6,6]",
     "smallint": 1,
     "tsvector": "forged",
     "xid8": "666",
@@ -40,10 +42,12 @@ FORGED: dict[str, Any] = {
 
 @pytest.fixture
 def stored(db: Client) -> Client:
-    """A superuser's client, after key `probe` was saved globally and for tenant a."""
+    """A superuser's client, after key `probe` was saved globally and for tenant a, with a point `probe` in collection `probe`."""
     db.run("""select llm.save_config('probe', '"global"')""")
+    db.run("select llm.create_collection('probe', 3)")
     with db.tenant("a"):
         db.run("""select llm.save_config('probe', '"of a"'), llm.save_config('probe', '"of a, changed"')""")
+        db.run("""select llm.upsert_points('probe', '{"id": "probe", "content": "probe", "embedding": [1, 2, 3]}')""")
     return db
 
 

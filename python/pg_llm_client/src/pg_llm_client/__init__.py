@@ -1,4 +1,4 @@
-"""LangGraph checkpoints and LangChain chat histories in PostgreSQL, by the extension pg_llm.
+"""LangGraph checkpoints, LangChain chat histories and vector stores in PostgreSQL, by the extension pg_llm.
 
 LangGraph and LangChain are needed only by the class that is for them, and imported when it is first asked for.
 """
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .history import PgLlmChatMessageHistory
     from .saver import PgLlmSaver
+    from .vectorstore import PgLlmVectorStore
 
-__all__ = ["PgLlmChatMessageHistory", "PgLlmSaver"]
+__all__ = ["PgLlmChatMessageHistory", "PgLlmSaver", "PgLlmVectorStore"]
 
-_MODULES = {"PgLlmChatMessageHistory": "history", "PgLlmSaver": "saver"}
+_MODULES = {"PgLlmChatMessageHistory": "history", "PgLlmSaver": "saver", "PgLlmVectorStore": "vectorstore"}
 
 
 def __getattr__(name: str) -> object:

@@ -129,3 +129,10 @@ def _argument(cast: str) -> str:
 
 def _when(condition: str, expression: str) -> str:
     return f"case when {condition} then {expression} end" if condition else expression
+
+
+def vector_type() -> Steps[str]:
+    """Return the name of pgvector's type, with the schema that it is in."""
+    schema = "(select e.extnamespace::pg_catalog.regnamespace::pg_catalog.text from pg_catalog.pg_extension e where e.extname = 'vector')"
+    ((found,),) = yield schema, "clean_text", "bytea", [b""]
+    return f"{found}.vector"

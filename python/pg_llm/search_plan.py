@@ -1,0 +1,242 @@
+"""How a collection is searched: which way costs least, and its statement.
+
+All points have a number. Those of a segment, a range of numbers, are found by the segment's index; those that no segment covers are few, and are
+compared one by one. What a search may see, a tenant's points that match a filter, decides the rest: if they are few, they alone are compared.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from math import isqrt
+from time import monotonic
+from typing import Any, NamedTuple
+
+from . import spi
+from .coherence import Cache
+from .point_filter import Condition
+
+#: What a step along an HNSW index costs, in comparisons of two vectors: pages are visited in no order. Measured at 384 dimensions.
+STEP = 10
+
+#: Candidates that an index of bits gives for each point that is wanted, and at least: re-ranking by the vectors themselves needs some choice.
+BITS_OVERSAMPLING = 10
+BITS_CANDIDATES = 100
+
+#: An index goes no further than for so many (hnsw.ef_search).
+MOST_CANDIDATES = 1_000
+
+#: How long, in seconds, and for how many filters a session remembers about how many points match.
+REMEMBERED_FOR = 60.0
+REMEMBERED = 1_000
+
+_READ = spi.plan(
+    """
+    select
+        c.*,
+        (select e.extnamespace::regnamespace::text from pg_extension e where e.extname = 'vector') as schema,
+        (select e.extnamespace::regnamespace::text from pg_extension e where e.extname = 'pg_trgm') as trigram_schema,
+        coalesce(
+            (
+                select jsonb_agg(jsonb_build_array(s.from_number, s.to_number, s.rows, s.settings) order by s.from_number)
+                from llm.segments s
+                where s.collection = c.name and s.state = 'ready'
+            ),
+            '[]'
+        )::text as segments,
+        coalesce((select q.logged_share from llm.search_quality q where q.collection = c.name), 0) as logged_share
+    from llm.collections c
+    where c.name = $1
+    """,
+    "text",
+)
+
+_READ_ALIAS = spi.plan("select a.collection from llm.collection_aliases a where a.alias = $1", "text")
+
+_OPERATORS = {"cosine": "<=>", "l2": "<->", "inner_product": "<#>", "l1": "<+>"}
+
+
+class Segment(NamedTuple):
+    """A range of numbers with an index."""
+
+    first: int
+    end: int
+    rows: int
+    lists: int
+
+
+class Collection:
+    """What a search has to know of a collection."""
+
+    def __init__(self, row: dict[str, Any], segments: list[Any]) -> None:
+        self.name: str = row["name"]
+        self.version: int = row["version"]
+        self.dimensions: int = row["dimensions"]
+        self.distance: str = row["distance"]
+        self.element: str = row["element"]
+        self.index_kind: str = row["index_kind"]
+        self.ef_search: int = row["ef_search"]
+        self.full_scan_threshold: int = row["full_scan_threshold"]
+        fields: dict[str, str] = json.loads(row["payload_indexes"])
+        #: Fields with an index by value; a name that SQL would have to escape is not worth it.
+        self.ordered = frozenset(name for name, kind in fields.items() if kind in ("integer", "float") and re.fullmatch(r"[\w .-]+", name))
+        self.language: str = row["language"]
+        self.text_indexed: bool = row["text_indexed"]
+        self.logged_share: float = row["logged_share"]
+        self.schema: str = row["schema"]
+        self.trigram_schema: str = row["trigram_schema"]
+        self.table = f"llm.points_{self.name}"
+        self.type = f"{self.schema}.{'halfvec' if self.element == 'halfvec' else 'vector'}"
+        self.operator = f"operator({self.schema}.{_OPERATORS[self.distance]})"
+        self.plus, self.minus = (f"operator({self.schema}.{sign})" for sign in "+-")
+        self.segments = [Segment(first, end, rows, _lists(settings)) for first, end, rows, settings in segments]
+        self.rows = sum(segment.rows for segment in self.segments)
+
+    def score(self, distance: float) -> float:
+        """Return how similar two vectors at a distance are: cosine similarity, dot product, or the negative distance."""
+        return 1 - distance if self.distance == "cosine" else -distance
+
+    def unindexed(self) -> list[str]:
+        """Return the conditions of the ranges of numbers that no segment covers; the last is the tail."""
+        ranges = []
+        start: int | None = None
+        for segment in self.segments:
+            if start is None:
+                ranges.append(f"p.number < {segment.first}")
+            elif start < segment.first:
+                ranges.append(f"p.number >= {start} and p.number < {segment.first}")
+            start = segment.end
+        return [*ranges, "true" if start is None else f"p.number >= {start}"]
+
+    def worth_comparing(self, k: int) -> int:
+        """Return how many points are compared one by one rather than found by an index.
+
+        An index meets a matching point every rows / matching steps; so k of them cost k * rows / matching * STEP comparisons, and all of them
+        cost `matching`.
+        """
+        return min(self.full_scan_threshold, max(isqrt(max(k, 1) * self.rows * STEP), 100))
+
+
+def _lists(settings: str) -> int:
+    found = re.search(r"lists = (\d+)", settings)
+    return int(found[1]) if found else 0
+
+
+def _read(name: str) -> tuple[Collection, int] | None:
+    rows = _READ.rows(name)
+    if not rows:
+        raise spi.UndefinedObject(
+            f"collection '{name[:100]}' does not exist", hint="llm.list_collections() lists those that there are; llm.create_collection() makes one."
+        )
+    return Collection(rows[0], json.loads(rows[0]["segments"])), 2_000
+
+
+def _read_alias(name: str) -> tuple[str, int]:
+    return next((row["collection"] for row in _READ_ALIAS.rows(name)), ""), 50
+
+
+_collections = Cache("collections", _read)
+#: Where names lead; an empty string for a name that is no alias.
+_aliases = Cache("collection_alias", _read_alias)
+
+
+def collection(name: str | None) -> Collection:
+    """Return a collection as this transaction sees it. Raises `spi.UndefinedObject`."""
+    found: Collection = _collections.get(_aliases.get(name or "") or name or "")
+    return found
+
+
+class Matching(NamedTuple):
+    """About how many points match: `number`, or at least so many; `is_far` when an index has not found enough of them."""
+
+    number: int
+    is_all: bool
+    is_far: bool = False
+
+
+_remembered: OrderedDict[tuple[Any, ...], tuple[float, Matching]] = OrderedDict()
+
+
+def remembered(key: tuple[Any, ...]) -> Matching | None:
+    """Return what is known of a filter."""
+    found = _remembered.get(key)
+    if found is None or monotonic() - found[0] > REMEMBERED_FOR:
+        return None
+    return found[1]
+
+
+def remember(key: tuple[Any, ...], matching: Matching) -> None:
+    """Keep for a while what was learned of a filter."""
+    _remembered[key] = monotonic(), matching
+    _remembered.move_to_end(key)
+    while len(_remembered) > REMEMBERED:
+        _remembered.popitem(last=False)
+
+
+class Scope(NamedTuple):
+    """Which points a search may give, in SQL over p; parameters are $1 the vector, $2 the tenant, $3 a limit, $4 the user, then the filter's."""
+
+    condition: str
+    types: tuple[str, ...]
+
+    @classmethod
+    def of(cls, has_user: bool, condition: Condition) -> Scope:
+        """Return the scope of a tenant, or of a user of it, and a filter compiled from parameter 5 on."""
+        user = " and p.user_id = $4" if has_user else ""
+        return cls(f"p.tenant_id = $2{user} and {condition.sql}", ("text", "bigint", "uuid", *condition.types))
+
+
+def compare_all(c: Collection, scope: Scope, most: int | None, columns: str) -> spi.Plan:
+    """Return the plan that compares each point with the vector, or the first so many, and tells how many there were."""
+    return spi.built_plan(
+        f"""
+        select p.id, t.distance{columns}, t.matching
+        from (
+            select m.tid, m.distance, count(*) over () as matching
+            from (
+                select p.ctid as tid, (p.embedding {c.operator} $1)::double precision as distance
+                from {c.table} p
+                where {scope.condition} and p.embedding is not null
+                limit {"all" if most is None else most}
+            ) m
+            order by m.distance
+            limit $3
+        ) t
+        join {c.table} p on p.ctid = t.tid
+        order by t.distance, p.id
+        """,
+        c.type,
+        *scope.types,
+    )
+
+
+def use_indexes(c: Collection, scope: Scope, k: int, columns: str) -> spi.Plan:
+    """Return the plan that merges what each segment's index finds with what is not indexed."""
+    distance = f"(p.embedding {c.operator} $1)::double precision"
+    by_index = [_by_index(c, segment, scope, k, distance, columns) for segment in c.segments]
+    by_comparing = [
+        f"(select p.id, {distance} as distance{columns} from {c.table} p where {scope.condition} and {numbers} and p.embedding is not null"
+        " order by distance limit $3)"
+        for numbers in c.unindexed()
+    ]
+    return spi.built_plan(f"{' union all '.join(by_index + by_comparing)} order by distance, id limit $3", c.type, *scope.types)
+
+
+def _by_index(c: Collection, segment: Segment, scope: Scope, k: int, distance: str, columns: str) -> str:
+    where = f"{scope.condition} and p.number >= {segment.first} and p.number < {segment.end}"
+    if c.element != "bit":
+        return f"(select p.id, {distance} as distance{columns} from {c.table} p where {where} order by p.embedding {c.operator} $1 limit $3)"
+    bits = (
+        f"{c.schema}.binary_quantize(p.embedding)::bit({c.dimensions}) operator({c.schema}.<~>) {c.schema}.binary_quantize($1)::bit({c.dimensions})"
+    )
+    return (
+        f"(select p.id, {distance} as distance{columns} from (select p.id, p.embedding{columns} from {c.table} p where {where} order by {bits}"
+        f" limit {bit_candidates(k)}) p order by distance limit $3)"
+    )
+
+
+def bit_candidates(k: int) -> int:
+    """Return how many candidates by bits are compared by their vectors; in steps, because each has a plan of its own."""
+    wanted = max(k * BITS_OVERSAMPLING, BITS_CANDIDATES)
+    return 1 << (wanted - 1).bit_length() if wanted > BITS_CANDIDATES else wanted

@@ -1,0 +1,25 @@
+create function llm.matches_filter(
+    p_payload jsonb,
+    p_filter  jsonb,
+    p_id      text default null
+)
+    returns boolean
+    language plpython3u
+    stable
+    set search_path = pg_catalog, pg_temp
+    set client_min_messages = warning
+as $$
+from pg_llm import point_filter
+return point_filter.matches(p_payload, p_filter, p_id)
+$$;
+
+comment on function llm.matches_filter(jsonb, jsonb, text) is
+'Whether a payload matches a filter, as in llm.vector_search(). p_payload: an object; p_filter: must, should, must_not, min_should with conditions
+match, range, geo_bounding_box, geo_radius, values_count, is_empty, is_null, has_id, nested (docs/point_filter.md), null matches all; p_id: the id
+that has_id is about. Errors: invalid_parameter_value names the place in the filter that is wrong; program_limit_exceeded.';
+
+
+select llm._grant_execute(
+    array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader'],
+    'matches_filter'
+);
