@@ -304,8 +304,6 @@ begin
             cross join lateral llm._residual_rows(v_tenant, p_user_id, c.oid::regclass, v_needles) s
             where c.relkind in ('r', 'p')
                 and not c.relispartition
-                -- Nobody can read these on a standby, where a dry run may be.
-                and not (c.relpersistence = 'u' and pg_is_in_recovery())
                 and (c.relnamespace = 'llm'::regnamespace
                      or exists (select from llm.personal_data d where to_regclass(d.relation) = c.oid::regclass))
         ) r
