@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from time import monotonic
 from typing import Any, Self
 
 import psycopg
@@ -24,6 +25,10 @@ class Client:
         """Run a statement and return its rows."""
         cursor = self.connection.execute(statement, arguments or None)
         return cursor.fetchall() if cursor.description else []
+
+    def wait(self, statement: str, *arguments: object) -> None:
+        """Ask until the only value of a statement is true."""
+        wait_until(lambda: self.one(statement, *arguments))
 
     def run(self, statement: str, *arguments: object) -> Self:
         """Run a statement for its effect."""
@@ -103,6 +108,13 @@ def forget_own_partitions(db: Client) -> Client:
     """Let nothing be kept in partitions, not even pg_llm's own tables."""
     partman = db.one("select extnamespace::regnamespace::text from pg_extension where extname = 'pg_partman'")
     return db.run("delete from llm.partition_sets").run(f"delete from {partman}.part_config")
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Ask until a condition holds; fail after two minutes: what never comes is a failure, too."""
+    give_up = monotonic() + 120
+    while not condition():
+        assert monotonic() < give_up, "waited in vain"
 
 
 def at_once(clients: list[Client], statement: str, *arguments: object) -> list[Any]:

@@ -26,7 +26,7 @@ from psycopg.errors import (
 from psycopg.types.json import Jsonb
 
 from tests.conftest import new_database
-from tests.support import Client, Database, at_once, raises
+from tests.support import Client, Database, at_once, raises, wait_until
 from tools.cluster import Cluster
 
 ID = UUID(int=10)
@@ -368,8 +368,7 @@ def test_no_acknowledged_message_is_lost_when_the_server_is_killed(own_cluster: 
             with ThreadPoolExecutor(16) as pool:
                 for number in range(16):
                     pool.submit(work, number)
-                while len(acknowledged) < before + 200:
-                    pass
+                wait_until(lambda: len(acknowledged) >= before + 200)  # noqa: B023 - asked at once
                 kill(own_cluster)
             with own_cluster.connect(database.name) as connection:
                 assert connection.execute(BROKEN).fetchall() == []

@@ -11,7 +11,7 @@ import pytest
 from psycopg import errors
 
 from tests.conftest import new_cluster, new_database
-from tests.support import Client, Database, raises
+from tests.support import Client, Database, raises, wait_until
 from tools.cluster import Cluster, Installation
 
 LOAD = "select llm.load_config(%s)"
@@ -39,8 +39,7 @@ def database(quiet_cluster: Cluster) -> Iterator[Database]:
 def until_settled(db: Client) -> None:
     """Wait until no open transaction keeps caches from being filled."""
     newest = db.one("select pg_current_xact_id()::text")
-    while not db.one("select pg_snapshot_xmin(pg_current_snapshot()) > %s::xid8", newest):
-        pass
+    db.wait("select pg_snapshot_xmin(pg_current_snapshot()) > %s::xid8", newest)
     # The first read after a server's start only begins its life.
     db.run(LOAD, "key-0")
 
@@ -64,8 +63,7 @@ def limited(database: Database, **settings: str) -> Client:
 
 
 def wait_until_gone(db: Client, pid: int) -> None:
-    while db.one("select exists (select from pg_stat_activity where pid = %s)", pid):
-        pass
+    db.wait("select not exists (select from pg_stat_activity where pid = %s)", pid)
 
 
 def test_values_are_kept_in_gd(db: Client) -> None:
@@ -204,8 +202,7 @@ def test_an_entry_ends_after_its_time_however_often_it_is_used(database: Databas
 def test_an_entry_that_nobody_uses_ends(database: Database) -> None:
     client = limited(database, idle="20 ms")
     client.run(LOAD, "key-1")
-    while cached_keys(client):
-        pass
+    wait_until(lambda: not cached_keys(client))
     assert client.one(LOAD, "key-1") == "value-1"
 
 

@@ -9,7 +9,7 @@ import pytest
 from psycopg.errors import ActiveSqlTransaction, InsufficientPrivilege, InvalidTransactionTermination, UndefinedObject
 
 from tests.conftest import new_database
-from tests.support import Client, Database, raises
+from tests.support import Client, Database, raises, wait_until
 from tests.test_segment import indexes, load, maintain, segments
 from tools.cluster import Cluster
 
@@ -75,8 +75,7 @@ def test_a_writer_does_not_wait_for_an_index_that_is_built_by_statement(database
     with app.transaction():
         load(app, 221, 223)
         builder.connection.pgconn.send_query(statement.encode())
-        while "being built" not in docs.column(STATES):
-            pass
+        wait_until(lambda: "being built" in docs.column(STATES))
         load(other, 231, 233)
         other.run("select llm.delete_points('docs', '{1}')").run("""select llm.set_payload('docs', '{2}', '{"k": 1}')""")
         assert docs.column("select state from llm.segments order by segment") == ["ready", "building"]
@@ -94,8 +93,7 @@ def test_an_interrupted_build_is_dropped_and_tried_again(database: Database, doc
     with app.transaction():
         load(app, 221, 223)
         builder.connection.pgconn.send_query(statement.encode())
-        while "being built" not in docs.column(STATES):
-            pass
+        wait_until(lambda: "being built" in docs.column(STATES))
         docs.run("select pg_terminate_backend(%s, 10000)", pid)
     assert docs.column("select state from llm.segments order by segment") == ["ready", "building"]
     name = docs.one("select index_name from llm.segments where state = 'building'")
@@ -113,8 +111,7 @@ def test_a_crash_while_building_leaves_the_old_index_and_the_task(own_cluster: C
         with pytest.raises(Exception, match=r"closed|terminat"), app.transaction():
             load(app, 221, 223)
             builder.connection.pgconn.send_query(b"call llm.maintain('docs', true)" if waiting else statement.encode())
-            while not db.one("select exists (select from pg_locks where not granted)"):
-                pass
+            db.wait("select exists (select from pg_locks where not granted)")
             own_cluster.crash()
             app.run("select 1")
         own_cluster.start()

@@ -27,8 +27,7 @@ def watch(client: Client, after: int | None = None, prefix: str = "", limit: int
 def until_settled(client: Client) -> None:
     """Wait until no other transaction of the server is open, as those of autovacuum."""
     newest = client.one("select pg_current_xact_id()::text")
-    while not client.one("select pg_snapshot_xmin(pg_current_snapshot()) > %s::xid8", newest):
-        pass
+    client.wait("select pg_snapshot_xmin(pg_current_snapshot()) > %s::xid8", newest)
 
 
 def test_a_watcher_gets_each_change_once_in_order(app: Client) -> None:
@@ -161,8 +160,7 @@ def cached(database: Database) -> Client:
     """A client that has the value of k in its cache."""
     client = database.client()
     client.run(SAVE, "k", Jsonb({"a": 1}))
-    while not client.one("select llm.cache_config('k')"):
-        pass
+    client.wait("select llm.cache_config('k')")
     return client
 
 
@@ -180,8 +178,7 @@ def test_nothing_is_cached_before_it_is_read(database: Database, cached: Client)
 
 def test_the_cache_lists_what_it_holds_for_the_tenant(cached: Client) -> None:
     cached.run(SAVE, "other", Jsonb(2))
-    while not cached.one("select llm.cache_config('other')"):
-        pass
+    cached.wait("select llm.cache_config('other')")
     rows = cached.rows("select key, value, valid, expires_at > now(), expires_at < now() + interval '1 hour 1 minute' from llm.config_cache()")
     assert rows == [("k", {"a": 1}, True, True, True), ("other", 2, True, True, True)]
     with cached.tenant("acme"):
@@ -199,8 +196,7 @@ def test_an_entry_is_not_valid_once_its_row_changed(cached: Client, db: Client) 
 def test_every_backend_reads_anew_what_is_invalidated(database: Database, cached: Client, key: str | None) -> None:
     database.client("app").run("select llm.invalidate_config_cache(%s)", key)
     assert is_cached(cached, "k") == (None, False)
-    while not cached.one("select llm.cache_config('k')"):
-        pass
+    cached.wait("select llm.cache_config('k')")
     assert is_cached(cached, "k") == ({"a": 1}, True)
 
 

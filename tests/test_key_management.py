@@ -10,7 +10,7 @@ import pytest
 from psycopg.errors import ConfigFileError, InsufficientPrivilege, InvalidParameterValue, ObjectNotInPrerequisiteState, UndefinedObject
 
 from tests.conftest import new_database, new_key_store
-from tests.support import Client, Database, at_once, raises
+from tests.support import Client, Database, at_once, raises, wait_until
 from tools.cluster import Cluster
 
 
@@ -255,8 +255,7 @@ def test_enc_12_a_backup_during_a_rotation_needs_no_more_than_both_master_keys(o
         with ThreadPoolExecutor(1) as pool:
             # slow enough to be under way, with its first files sent
             copying = pool.submit(own_cluster.program, "pg_basebackup", "-D", backup.datadir, "-c", "fast", "-r", "16M")
-            while not db.one("select coalesce(bool_or(backup_streamed > 0), false) from pg_stat_progress_basebackup") and not copying.done():
-                pass
+            wait_until(lambda: copying.done() or db.one("select coalesce(bool_or(backup_streamed > 0), false) from pg_stat_progress_basebackup"))  # noqa: B023 - asked at once
             assert not copying.done()
             db.run("select llm.rotate_master_key()")
             assert not copying.done()

@@ -294,8 +294,7 @@ def test_part_04_one_locked_table_does_not_keep_others_waiting(old: Client, data
         reader.run("select from public.zeta")
         with ThreadPoolExecutor(1) as pool:
             call = pool.submit(old.row, "call llm.manage_partitions()")
-            while not reader.one("select exists (select from pg_locks where not granted and relation = 'public.zeta'::regclass)"):
-                pass
+            reader.wait("select exists (select from pg_locks where not granted and relation = 'public.zeta'::regclass)")
             other.run("set lock_timeout = '100ms'").run("begin").run("lock table public.events in access exclusive mode").run("rollback")
             assert call.result() == (False,)
     assert old.rows("select parent, last_actions from llm.partition_status order by 1") == [
@@ -330,8 +329,7 @@ def test_part_07_a_detaching_that_was_killed_is_finished(own_cluster: Cluster) -
         pid = detacher.one("select pg_backend_pid()")
         with ThreadPoolExecutor(1) as pool:
             detaching = pool.submit(detacher.run, f"alter table public.events detach partition {partition} concurrently")
-            while not db.one("select exists (select from llm._partitions('public.events') where is_half_detached)"):
-                pass
+            db.wait("select exists (select from llm._partitions('public.events') where is_half_detached)")
             os.kill(pid, signal.SIGKILL)
             with pytest.raises(psycopg.OperationalError):
                 detaching.result()

@@ -260,8 +260,7 @@ def test_a_point_that_no_longer_matches_is_not_deleted(docs: Client, database: D
         other.run("select llm.set_payload('docs', array['p1'], '{\"n\": 100}')")
         deleted = pool.submit(docs.one, "select llm.delete_points('docs', p_filter => %s)", json.dumps({"must": {"key": "n", "range": {"lt": 3}}}))
         watch = database.client()
-        while not watch.one("select exists (select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database())"):
-            pass
+        watch.wait("select exists (select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database())")
         other.run("commit")
         assert deleted.result() == 2
     assert docs.one("select llm.count_points('docs')") == 8

@@ -16,7 +16,7 @@ import pytest
 from psycopg.errors import DependentObjectsStillExist, InsufficientPrivilege, InvalidParameterValue, ObjectNotInPrerequisiteState, UndefinedObject
 
 from tests.conftest import new_database
-from tests.support import Client, Database, raises
+from tests.support import Client, Database, raises, wait_until
 from tools.cluster import Cluster
 
 ROWS = 2000
@@ -197,8 +197,7 @@ def test_enc_09_a_server_that_crashes_loses_no_value(own_database: Database, tmp
         before = stale(watcher)
         with ThreadPoolExecutor(1) as pool:
             call = pool.submit(worker.row, "call llm.rewrap('notes', 'body', 'a', 20)")
-            while stale(watcher) > before - 100 * (number + 1):
-                pass
+            wait_until(lambda: stale(watcher) <= before - 100 * (number + 1))  # noqa: B023 - asked at once
             os.kill(worker.connection.info.backend_pid, signal.SIGKILL)
             with pytest.raises(psycopg.OperationalError):
                 call.result()

@@ -170,8 +170,7 @@ def test_progress_is_seen_while_an_index_is_built(database: Database, docs: Clie
         pid = builder.one("select pg_backend_pid()")
         statement = docs.one("select * from llm.index_statements()")
         builder.connection.pgconn.send_query(statement.encode())
-        while not docs.one("select exists (select from pg_stat_progress_create_index where pid = %s)", pid):
-            pass
+        docs.wait("select exists (select from pg_stat_progress_create_index where pid = %s)", pid)
         assert docs.row(progress)[:2] == ("building", True)
     while builder.connection.pgconn.get_result():
         pass

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic
 
 import pytest
 from psycopg.errors import ReadOnlySqlTransaction
 
 from tests.conftest import new_cluster, new_database
 from tests.security.support import answers, functions
-from tests.support import Client, Database, raises
+from tests.support import Client, Database, raises, wait_until
 from tools.cluster import Cluster, Installation
-
-TIMEOUT = 60
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +91,7 @@ def replay(primary: Database, standby: Cluster) -> None:
     written = primary.client().one("select pg_current_wal_lsn()::text")
     with standby.connect() as connection:
         client = Client(connection)
-        wait(lambda: bool(client.one("select pg_last_wal_replay_lsn() >= %s::text::pg_lsn", written)))
-
-
-def wait(condition: Callable[[], bool]) -> None:
-    """Wait for a condition."""
-    deadline = monotonic() + TIMEOUT
-    while not condition():
-        assert monotonic() < deadline, "waited in vain"
+        client.wait("select pg_last_wal_replay_lsn() >= %s::text::pg_lsn", written)
 
 
 #: Where nothing can be written, uses of a key are not counted, nor are queries logged, and both are let through.
@@ -164,7 +154,7 @@ def test_a_session_that_survives_the_promotion_begins_to_cache(heir: Database) -
     assert load(survivor) == "first"
     writer = heir.client("app")
     save(writer, "something", key="another key")
-    wait(lambda: is_cached(survivor))
+    wait_until(lambda: is_cached(survivor))
     with survivor.tenant("a"):
         assert survivor.one("select cached from llm.config_access('k')") is True
     for number in range(20):
@@ -188,7 +178,7 @@ def check_prepared(database: Database, readers: list[Client], before: str, after
     database.client().run("commit prepared 'open'")
     assert [load(reader) for reader in readers] == [after] * len(readers)
     save(writer, "done", key="another key")
-    wait(lambda: all(is_cached(reader) for reader in readers))
+    wait_until(lambda: all(is_cached(reader) for reader in readers))
     assert [load(reader) for reader in readers] == [after] * len(readers)
 
 

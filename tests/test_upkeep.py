@@ -8,7 +8,7 @@ import pytest
 from psycopg.errors import InvalidParameterValue, InvalidTransactionTermination, ObjectNotInPrerequisiteState, RaiseException
 
 from tests.conftest import new_cluster
-from tests.support import Client, Database, at_once, forget_own_partitions, raises
+from tests.support import Client, Database, at_once, forget_own_partitions, raises, wait_until
 from tests.test_partition import create, events
 from tools.cluster import Installation
 
@@ -416,8 +416,7 @@ def test_pg_cron_calls_it(scheduled: Client) -> None:
         ("* * * * *", "call llm.index_new_messages()"),
         ("* * * * *", "call llm.maintain()"),
     ]
-    while scheduled.one("select last_ok_at is null from llm.partition_status where parent = 'public.by_cron'"):
-        pass
+    scheduled.wait("select last_ok_at is not null from llm.partition_status where parent = 'public.by_cron'")
     assert scheduled.one(partitions) == 6
     scheduled.run("select cron.unschedule('llm.manage_partitions')")
 
@@ -429,7 +428,6 @@ def test_pg_partmans_background_worker_makes_partitions(scheduled: Client) -> No
     modes = f"select distinct automatic_maintenance from {partman}.part_config where parent_table like 'public.%'"
     assert scheduled.column(modes) == ["off"]
     assert scheduled.rows("select scheduler, is_ready from llm.schedule_maintenance('pg_partman_bgw')") == [("pg_partman_bgw", True)]
-    while scheduled.one(partitions) < 6:
-        pass
+    wait_until(lambda: scheduled.one(partitions) >= 6)
     lacking(scheduled, "public.later")
     assert scheduled.column(modes) == ["on"]

@@ -10,7 +10,7 @@ import pytest
 from psycopg import errors
 from psycopg.types.json import Jsonb
 
-from tests.support import Client, Database, at_once, raises
+from tests.support import Client, Database, at_once, raises, wait_until
 
 # Consecutive versions, each with one row, and the last of them is what is stored now.
 BROKEN_HISTORY = """
@@ -59,8 +59,7 @@ def call(client: Client, statement: str) -> Any:
 
 def wait_until_blocked(db: Client, *blocked: Client) -> None:
     pids = [client.connection.info.backend_pid for client in blocked]
-    while db.one("select count(distinct pid) from pg_locks where pid = any(%s) and not granted", pids) < len(pids):
-        pass
+    wait_until(lambda: db.one("select count(distinct pid) from pg_locks where pid = any(%s) and not granted", pids) >= len(pids))
 
 
 @pytest.mark.parametrize("version", [0, 1])
@@ -108,8 +107,7 @@ def test_a_rollback_and_a_batch_do_not_deadlock(database: Database, db: Client) 
         rolled_back: Future[Any] = pool.submit(call, rollback, f"llm.rollback_config({change})")
         wait_until_blocked(db, rollback)
         saved: Future[Any] = pool.submit(call, batch, "llm.save_configs('{\"c\": 4, \"z\": 4}')")
-        while not (saved.done() or db.one("select count(*) from pg_locks where pid = %s and not granted", batch.connection.info.backend_pid)):
-            pass
+        wait_until(lambda: saved.done() or db.one("select count(*) from pg_locks where pid = %s and not granted", batch.connection.info.backend_pid))
         first.run("commit")
         assert [rolled_back.result(), saved.result()] == ["3", "2"]
     assert db.column(BROKEN_HISTORY) == []

@@ -132,8 +132,7 @@ def test_a_commit_between_the_word_and_the_row_is_noticed(writer: Client, databa
     begin(writer).run("lock table llm.config in access exclusive mode")
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(read, fresh)
-        while not db.one("select count(*) from pg_locks where pid = %s and not granted", pid):
-            pass
+        db.wait("select count(*) from pg_locks where pid = %s and not granted", pid)
         writer.run(SAVE, "k", "new").run("commit")
         assert answer.result() in ("old", "new")
     assert read(fresh) == "new"
@@ -338,8 +337,7 @@ def test_a_snapshot_from_before_a_promotion_leaves_nothing_behind(own_cluster: C
             begin(reader, "repeatable read")
             save(writer, "new")
             end = writer.one("select pg_current_wal_flush_lsn()")
-            while not db.one("select pg_last_wal_replay_lsn() >= %s", end):
-                pass
+            db.wait("select pg_last_wal_replay_lsn() >= %s", end)
             standby.promote()
             for _ in range(3):
                 assert reader.one(READ, "k") == "old"

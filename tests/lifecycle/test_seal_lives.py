@@ -107,8 +107,7 @@ def test_aud_08_a_standby_verifies_and_does_not_seal(sealed: Database, tmp_path:
         copy = Database(standby, sealed.name)
         client = copy.client()
         target = sealed.client().one("select pg_current_wal_lsn()::text")
-        while not client.one("select pg_last_wal_replay_lsn() >= %s::text::pg_lsn", target):
-            pass
+        client.wait("select pg_last_wal_replay_lsn() >= %s::text::pg_lsn", target)
         assert client.one(HEAD) == sealed.client().one(HEAD)
         assert faults(client) == []
         assert client.one("select waiting_rows from llm.audit_seal_status()") == 5
