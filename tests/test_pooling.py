@@ -166,10 +166,10 @@ async def _crowd(pool: Pooler, clients: int, transactions: int) -> tuple[int, li
     wrong: list[object] = []
     done = 0
 
-    async def client(number: int) -> None:
+    async def client(number: int, connection: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
         nonlocal done
         choose = random.Random(number)
-        async with await psycopg.AsyncConnection.connect(pool.dsn()) as connection:
+        async with connection:
             for _ in range(transactions):
                 tenant = choose.choice([*TENANTS, None])
                 async with connection.pipeline(), connection.transaction():
@@ -188,9 +188,11 @@ async def _crowd(pool: Pooler, clients: int, transactions: int) -> tuple[int, li
                         wrong.append((tenant, row))
                 done += 1
 
+    # One after another: a socket refuses who comes while its queue is full (unix(7), EAGAIN), and the queue's length is the machine's.
+    connections = [await psycopg.AsyncConnection.connect(pool.dsn()) for _ in range(clients)]
     async with asyncio.TaskGroup() as group:
-        for number in range(clients):
-            group.create_task(client(number))
+        for number, connection in enumerate(connections):
+            group.create_task(client(number, connection))
     return done, wrong
 
 
