@@ -52,10 +52,10 @@ create type llm.search_outcome as (
 );
 
 comment on type llm.search_outcome is
-'How a search was done. matching: how many points matched, exactly, or else at least so many; plan: exact (all points were compared), filtered_exact
-(all that match), hnsw or ivfflat, these with _iterative (an index, asked for more until enough matched), bit_rerank (an index of signs, then
-vectors), none (p_k was 0); ef: candidates of an index, for ivfflat its probes; segments: indexes that were asked; unindexed: points with a vector
-that no index has, now; reason: why fewer were returned than requested.';
+'How a search was done. matching: how many points match, exactly, now, or else at least so many then; plan: exact (all points were compared),
+filtered_exact (all that match), hnsw or ivfflat, these with _iterative (an index, asked for more until enough matched), bit_rerank (an index of
+signs, then vectors), none (p_k was 0); ef: candidates of an index, for ivfflat its probes; segments: indexes that were asked; unindexed: points with
+a vector that no index has, now; reason: why fewer were returned than requested.';
 
 
 -- As an array: settings would be set anew for each row of a set.
@@ -82,10 +82,10 @@ create function llm._vector_search(
     set enable_seqscan = off
     set enable_sort = off
     set jit = off
-    set hnsw.iterative_scan = relaxed_order
+    set hnsw.iterative_scan = off
     set hnsw.max_scan_tuples = 1000
     set hnsw.ef_search = 40
-    set ivfflat.iterative_scan = relaxed_order
+    set ivfflat.iterative_scan = off
     set ivfflat.probes = 1
 as $$
 from pg_llm import vector_search
@@ -158,10 +158,10 @@ create function llm._search_batch(
     set enable_seqscan = off
     set enable_sort = off
     set jit = off
-    set hnsw.iterative_scan = relaxed_order
+    set hnsw.iterative_scan = off
     set hnsw.max_scan_tuples = 1000
     set hnsw.ef_search = 40
-    set ivfflat.iterative_scan = relaxed_order
+    set ivfflat.iterative_scan = off
     set ivfflat.probes = 1
 as $$
 from pg_llm import vector_search
@@ -232,10 +232,10 @@ create function llm._recommend(
     set enable_seqscan = off
     set enable_sort = off
     set jit = off
-    set hnsw.iterative_scan = relaxed_order
+    set hnsw.iterative_scan = off
     set hnsw.max_scan_tuples = 1000
     set hnsw.ef_search = 40
-    set ivfflat.iterative_scan = relaxed_order
+    set ivfflat.iterative_scan = off
     set ivfflat.probes = 1
 as $$
 from pg_llm import vector_search
@@ -300,10 +300,10 @@ create function llm._search_groups(
     set enable_seqscan = off
     set enable_sort = off
     set jit = off
-    set hnsw.iterative_scan = relaxed_order
+    set hnsw.iterative_scan = off
     set hnsw.max_scan_tuples = 1000
     set hnsw.ef_search = 40
-    set ivfflat.iterative_scan = relaxed_order
+    set ivfflat.iterative_scan = off
     set ivfflat.probes = 1
 as $$
 from pg_llm import vector_search
