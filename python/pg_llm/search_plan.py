@@ -6,6 +6,7 @@ compared one by one. What a search may see, a tenant's points that match a filte
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import OrderedDict
@@ -58,6 +59,7 @@ _READ = spi.plan(
 )
 
 _READ_ALIAS = spi.plan("select a.collection from llm.collection_aliases a where a.alias = $1", "text")
+_NAMES = spi.plan("select c.name from llm.collections c order by c.name")
 
 _OPERATORS = {"cosine": "<=>", "l2": "<->", "inner_product": "<#>", "l1": "<+>"}
 
@@ -103,16 +105,14 @@ class Collection:
         return 1 - distance if self.distance == "cosine" else -distance
 
     def unindexed(self) -> list[str]:
-        """Return the conditions of the ranges of numbers that no segment covers; the last is the tail."""
+        """Return the conditions of the ranges of numbers that no segment covers; the last is the tail. They begin at 1."""
         ranges = []
-        start: int | None = None
+        start = 1
         for segment in self.segments:
-            if start is None:
-                ranges.append(f"p.number < {segment.first}")
-            elif start < segment.first:
+            if start < segment.first:
                 ranges.append(f"p.number >= {start} and p.number < {segment.first}")
             start = segment.end
-        return [*ranges, "true" if start is None else f"p.number >= {start}"]
+        return [*ranges, f"p.number >= {start}"]
 
     def worth_comparing(self, k: int) -> int:
         """Return how many points are compared one by one rather than found by an index.
@@ -153,8 +153,10 @@ def collection(name: str | None) -> Collection:
 
 
 class Matching(NamedTuple):
-    """About how many points match: `number`, or at least so many; `is_sparse` when an index has to be asked for more until enough match, `is_far`
-    when even that has not found enough of them."""
+    """About how many points match: `number`, or at least so many.
+
+    `is_sparse`: an index has to be asked for more until enough match; `is_far`: even that has not found enough of them.
+    """
 
     number: int
     is_all: bool
@@ -235,6 +237,10 @@ def count_some(c: Collection, condition: str, types: tuple[str, ...]) -> spi.Pla
 @lru_cache(maxsize=spi.BUILT_PLANS)
 def use_indexes(c: Collection, condition: str, types: tuple[str, ...], columns: str, bits: int) -> spi.Plan:
     """Return the plan that merges what each segment's index finds with what is not indexed; `bits`: candidates by bits."""
+    return spi.built_plan(_by_indexes(c, condition, columns, bits), c.type, *types)
+
+
+def _by_indexes(c: Collection, condition: str, columns: str, bits: int) -> str:
     distance = f"(p.embedding {c.operator} $1)::double precision"
     by_index = [_by_index(c, segment, condition, bits, distance, columns) for segment in c.segments]
     by_comparing = [
@@ -242,7 +248,30 @@ def use_indexes(c: Collection, condition: str, types: tuple[str, ...], columns: 
         " order by distance limit $3)"
         for numbers in c.unindexed()
     ]
-    return spi.built_plan(f"{' union all '.join(by_index + by_comparing)} order by distance, id limit $3", c.type, *types)
+    return f"{' union all '.join(by_index + by_comparing)} order by distance, id limit $3"
+
+
+@lru_cache(maxsize=spi.BUILT_PLANS)
+def written(c: Collection) -> tuple[str, str] | None:
+    """Return the search that most ask for, of a tenant's points without filter or user: its name and statement in `llm._nearest()`.
+
+    The function's parameters have the same numbers as those of a plan. Equal names stand for equal statements.
+    """
+    if not c.segments or c.element == "bit":
+        return None
+    statement = _by_indexes(c, "p.tenant_id = $2", ", p.content, p.payload, p.user_id", 0)
+    if c.element == "halfvec":
+        statement = statement.replace("$1", f"$1::{c.type}")
+    score = "1 - t.distance" if c.distance == "cosine" else "- t.distance"
+    statement = f"array(select row(t.id, {score}, t.distance, t.content, t.payload, t.user_id)::llm.search_hit from ({statement}) t)"
+    return hashlib.sha256(statement.encode()).hexdigest(), statement
+
+
+def all_written() -> str:
+    """Return the branches of `llm._nearest()`."""
+    found = (_read(row["name"]) for row in _NAMES.rows())
+    searches = (search for each in found if each and (search := written(each[0])))
+    return "".join(f"        when '{name}' then\n            return {statement};\n" for name, statement in searches)
 
 
 def _by_index(c: Collection, segment: Segment, condition: str, bits: int, distance: str, columns: str) -> str:

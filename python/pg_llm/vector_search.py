@@ -97,7 +97,7 @@ class Search:
         wanted = _checked_count(k)
         vector = _checked_vector(c, vector)
         if wanted == 0:
-            self._report(0, 0, None, "none", None, None)
+            self.report(0, 0, None, "none", None, None)
             return []
         rows, plan, ef, matching = self._rows(vector, wanted)
         hits = [(row["id"], c.score(row["distance"]), row["distance"], row["content"], row["payload"], row["user_id"]) for row in rows]
@@ -106,27 +106,27 @@ class Search:
             near = [hit for hit in hits if hit[1] >= threshold]
             reason = "the others score below p_score_threshold" if len(near) < len(hits) else reason
             hits = near
-        self._report(wanted, len(hits), matching, plan, ef, reason)
+        self.report(wanted, len(hits), matching, plan, ef, reason)
         if c.logged_share:
             query_log.note(c, vector, self.tenant, self.user)
         return hits
 
     def _rows(self, vector: str, k: int) -> tuple[list[dict[str, Any]], str, int | None, Matching | None]:
         c = self.collection
-        known = search_plan.remembered(self._key)
+        known: Matching | None = None
         most = c.worth_comparing(k)
         comparing = COMPARING[self.document is not None]
-        if not self._exact and (known is None or (known.number < most and not known.is_all)):
-            known = self._count(most + 1)
+        if not self._exact:
+            known = self.known(k)
         if self._exact or known is None or known.is_far or (known.is_all and known.number <= most):
             return self._compare(vector, k), comparing, None, known
-        ef = self._settings(k, known)
+        ef = self.settings(k, known)
         bits = search_plan.bit_candidates(k) if c.element == "bit" else 0
         plan = search_plan.use_indexes(c, self.scope.condition, self.scope.types, self._columns, bits)
         rows = plan.rows(vector, *self.arguments(k))
         if len(rows) < k and not known.is_sparse:
             known = self._learn(known._replace(is_sparse=True))
-            self._settings(k, known)
+            self.settings(k, known)
             rows = plan.rows(vector, *self.arguments(k))
         if len(rows) < k:
             return self._compare(vector, k), comparing, None, self._learn(known._replace(is_far=True))
@@ -135,6 +135,12 @@ class Search:
 
     def _compare(self, vector: str, k: int) -> list[dict[str, Any]]:
         return search_plan.compare_all(self.collection, self.scope.condition, self.scope.types, self._columns).rows(vector, *self.arguments(k))
+
+    def known(self, k: int) -> Matching:
+        """Return about how many points match: whether they are few enough to compare them all."""
+        known = search_plan.remembered(self._key)
+        most = self.collection.worth_comparing(k)
+        return self._count(most + 1) if known is None or (known.number < most and not known.is_all) else known
 
     def _count(self, most: int) -> Matching:
         """Count the points that match, up to so many, and remember it."""
@@ -150,7 +156,7 @@ class Search:
         """Return the values of the scope's parameters."""
         return (self.tenant, k, self.user, *self.scope.values)
 
-    def _settings(self, k: int, known: Matching) -> int:
+    def settings(self, k: int, known: Matching) -> int:
         """Tell pgvector how far to look."""
         c = self.collection
         if known.is_sparse:
@@ -188,7 +194,8 @@ class Search:
         count: int = plan.row(None, *self.arguments(0))["count"]
         return count
 
-    def _report(self, requested: int, returned: int, matching: Matching | None, plan: str, ef: int | None, reason: str | None) -> None:
+    def report(self, requested: int, returned: int, matching: Matching | None, plan: str, ef: int | None, reason: str | None) -> None:
+        """Remember what a search came to, for `llm.search_report()`."""
         c = self.collection
         count, is_all = (None, None) if matching is None or plan in COMPARING else (matching.number, matching.is_all)
         _Last.report = Report(c.name, requested, returned, count, is_all, plan, ef, len(c.segments) if ef else 0, None, reason)
@@ -234,6 +241,24 @@ def search(
 ) -> list[Hit]:
     """Return the points nearest to a vector."""
     return Search(name, document, claimed, user, ef, exact=bool(exact), payload=payload is not False).hits(vector, k, threshold)
+
+
+def written(name: str | None, dimensions: int | None, k: int | None, ef: int | None, claimed: str | None) -> str | None:
+    """Return the branch of `llm._nearest()` that does a search without filter and user, once pgvector is told how far to look.
+
+    None when `search()` is to do it: because too few were found lately, or something is wrong.
+    """
+    c = search_plan.collection(name)
+    found = search_plan.written(c)
+    if found is None or c.logged_share or dimensions != c.dimensions or k is None or not 1 <= k <= MOST_HITS:
+        return None
+    of = Search(name, None, claimed, None, ef)
+    known = of.known(k)
+    if of.tenant != claimed or known.is_sparse or known.is_far or known.is_all:
+        return None
+    # Should fewer be found, search() does it again, and reports that.
+    of.report(k, k, known, c.index_kind, of.settings(k, known), None)
+    return found[0]
 
 
 def search_batch(
