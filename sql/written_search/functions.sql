@@ -12,6 +12,7 @@ comment on type llm.search_hit is
 pgvector''s operator gives it, of inner_product the negative dot product.';
 
 
+-- security definer: as llm._vector_search(), which alone calls it; llm_owner must own what it writes anew.
 create function llm._nearest(
     p_query  @extschema:vector@.vector,
     p_tenant text,
@@ -21,6 +22,7 @@ create function llm._nearest(
     returns llm.search_hit[]
     language plpgsql
     stable
+    security definer
     set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -71,7 +73,7 @@ begin
     if v_body <> (select p.prosrc from pg_proc p where p.oid = v_nearest) then
         execute format(
             'create or replace function llm._nearest(p_query %s, p_tenant text, p_k bigint, p_search text) returns llm.search_hit[] '
-            'language plpgsql stable set search_path = pg_catalog, pg_temp as %L',
+            'language plpgsql stable security definer set search_path = pg_catalog, pg_temp as %L',
             '@extschema:vector@.vector'::regtype, v_body
         );
     end if;

@@ -5,6 +5,5 @@ create constraint trigger write_searches
     after insert or update or delete on llm.collections
     deferrable initially deferred
     for each row execute function llm._collections_changed();
-alter table llm.collections enable always trigger write_searches;
 
 select llm._write_searches();
