@@ -23,7 +23,7 @@ BATCH = 1_000
 
 @dataclass(frozen=True)
 class Input:
-    """Packages and queries about them."""
+    """Packages, numbered as they come, and queries about them; `own`: the number of the package that each query is about."""
 
     rows: list[Package]
     vectors: np.ndarray
@@ -57,7 +57,8 @@ def load(*, quick: bool, questions: int) -> Input:
         asked = queries()[:questions]
     matrix = np.array([each.vector.values for each in asked], dtype=np.float32)
     packed = [Packed(bytes(each.vector)) for each in asked]
-    found = Input(rows, vectors, [each.text for each in asked], packed, matrix, [each.package for each in asked])
+    numbers = {row.id: number for number, row in enumerate(rows)}
+    found = Input(rows, vectors, [each.text for each in asked], packed, matrix, [numbers[each.package] for each in asked])
     generator = np.random.default_rng(5)
     for share in SHARES:
         found.fields[f"any{share}"] = generator.permutation(len(rows)) % share

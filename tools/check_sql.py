@@ -80,6 +80,7 @@ EXECUTES = {
     "llm.delete_points": "a collection's name in %I; values are parameters",
     "llm._live_rows": "a collection's name in %I; values are parameters",
     "llm._plan_segment": "a collection's name in %I; values are parameters",
+    "llm._write_searches": "branches of search_plan, made of rows of llm.collections and llm.segments as its plans are, in %L",
     "llm._build_segment": "an index of llm._segment_index(), and its name in %I",
     "llm._drop_retired": "a segment's name in %I",
     "llm._build_serially": "a regclass, which prints itself quoted",

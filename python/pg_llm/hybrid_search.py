@@ -162,7 +162,7 @@ def _by_words(of: Search, text: str, wanted: int) -> Leg:
 
 def _words_plan(of: Search) -> spi.Plan:
     c = of.collection
-    first = 5 + len(of.condition.values)
+    first = 5 + len(of.scope.values)
     words, rarity, marked, any_word, stems = (f"${number}" for number in range(first, first + 5))
     score = f"(select sum(q.rarity * ts_rank(w.words, q.word)) from unnest({words}, {rarity}) q (word, rarity))::double precision"
     parsed = f"to_tsvector('pg_catalog.{c.language}'::regconfig, left(p.content, 100000))"
@@ -214,7 +214,7 @@ def estimated_rows(name: str, words: list[str]) -> list[float]:
 def _by_spelling(of: Search, text: str, found: list[str], wanted: int) -> Leg:
     """Return what the other legs have found, by how much the beginning of the text is spelled like the query: that forgives typing errors."""
     c = of.collection
-    first = 5 + len(of.condition.values)
+    first = 5 + len(of.scope.values)
     plan = spi.built_plan(
         f"""
         select s.id, s.score

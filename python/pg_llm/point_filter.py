@@ -204,6 +204,8 @@ class _Compiler:
                     f"{field} > {_TRUE} and p.payload @> any ({self._parameter('jsonb[]', [_json(_wrapped(steps, [value])) for value in values])})"
                 )
                 return f"(({equal} or {arrays}) and {field} is not null)"
+            if len(values) == 1:
+                return _any([f"{self._column(payload)} @> {self._parameter('jsonb', form)}" for form in forms])
             return f"({self._column(payload)} @> any ({self._parameter('jsonb[]', forms)}))"
         return self._exists(payload, steps, "(@ == $v[*] || exists(@[*] ? (@ == $v[*])))", {"v": values})
 

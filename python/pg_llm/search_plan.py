@@ -6,16 +6,18 @@ compared one by one. What a search may see, a tenant's points that match a filte
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import OrderedDict
+from functools import lru_cache
 from math import isqrt
 from time import monotonic
 from typing import Any, NamedTuple
 
 from . import spi
 from .coherence import Cache
-from .point_filter import Condition
+from .point_filter import Condition, compile_filter
 
 #: What a step along an HNSW index costs, in comparisons of two vectors: pages are visited in no order. Measured at 384 dimensions.
 STEP = 10
@@ -30,6 +32,10 @@ MOST_CANDIDATES = 1_000
 #: How long, in seconds, and for how many filters a session remembers about how many points match.
 REMEMBERED_FOR = 60.0
 REMEMBERED = 1_000
+
+#: Filters that a session keeps compiled, and the longest of them, in characters: a list of ids is seldom the same again.
+COMPILED = 200
+LONGEST_COMPILED = 2_000
 
 _READ = spi.plan(
     """
@@ -53,6 +59,7 @@ _READ = spi.plan(
 )
 
 _READ_ALIAS = spi.plan("select a.collection from llm.collection_aliases a where a.alias = $1", "text")
+_NAMES = spi.plan("select c.name from llm.collections c order by c.name")
 
 _OPERATORS = {"cosine": "<=>", "l2": "<->", "inner_product": "<#>", "l1": "<+>"}
 
@@ -98,16 +105,14 @@ class Collection:
         return 1 - distance if self.distance == "cosine" else -distance
 
     def unindexed(self) -> list[str]:
-        """Return the conditions of the ranges of numbers that no segment covers; the last is the tail."""
+        """Return the conditions of the ranges of numbers that no segment covers; the last is the tail. They begin at 1."""
         ranges = []
-        start: int | None = None
+        start = 1
         for segment in self.segments:
-            if start is None:
-                ranges.append(f"p.number < {segment.first}")
-            elif start < segment.first:
+            if start < segment.first:
                 ranges.append(f"p.number >= {start} and p.number < {segment.first}")
             start = segment.end
-        return [*ranges, "true" if start is None else f"p.number >= {start}"]
+        return [*ranges, f"p.number >= {start}"]
 
     def worth_comparing(self, k: int) -> int:
         """Return how many points are compared one by one rather than found by an index.
@@ -148,10 +153,14 @@ def collection(name: str | None) -> Collection:
 
 
 class Matching(NamedTuple):
-    """About how many points match: `number`, or at least so many; `is_far` when an index has not found enough of them."""
+    """About how many points match: `number`, or at least so many.
+
+    `is_sparse`: an index has to be asked for more until enough match; `is_far`: even that has not found enough of them.
+    """
 
     number: int
     is_all: bool
+    is_sparse: bool = False
     is_far: bool = False
 
 
@@ -179,60 +188,102 @@ class Scope(NamedTuple):
 
     condition: str
     types: tuple[str, ...]
-
-    @classmethod
-    def of(cls, has_user: bool, condition: Condition) -> Scope:
-        """Return the scope of a tenant, or of a user of it, and a filter compiled from parameter 5 on."""
-        user = " and p.user_id = $4" if has_user else ""
-        return cls(f"p.tenant_id = $2{user} and {condition.sql}", ("text", "bigint", "uuid", *condition.types))
+    values: tuple[Any, ...]
 
 
-def compare_all(c: Collection, scope: Scope, most: int | None, columns: str) -> spi.Plan:
-    """Return the plan that compares each point with the vector, or the first so many, and tells how many there were."""
+def scope(document: str | None, ordered: frozenset[str], *, has_user: bool) -> Scope:
+    """Return the scope of a tenant, or of a user of it, and a filter. Raises as `compile_filter()`."""
+    return (_kept_scope if document is None or len(document) <= LONGEST_COMPILED else _scope)(document, ordered, has_user)
+
+
+def _scope(document: str | None, ordered: frozenset[str], has_user: bool) -> Scope:
+    condition: Condition = compile_filter(document, first=5, ordered=ordered)
+    user = " and p.user_id = $4" if has_user else ""
+    return Scope(f"p.tenant_id = $2{user} and {condition.sql}", ("text", "bigint", "uuid", *condition.types), condition.values)
+
+
+_kept_scope = lru_cache(maxsize=COMPILED)(_scope)
+
+
+@lru_cache(maxsize=spi.BUILT_PLANS)
+def compare_all(c: Collection, condition: str, types: tuple[str, ...], columns: str) -> spi.Plan:
+    """Return the plan that compares each point with the vector. Only those that are given are read whole."""
     return spi.built_plan(
         f"""
-        select p.id, t.distance{columns}, t.matching
+        select p.id, t.distance{columns}
         from (
-            select m.tid, m.distance, count(*) over () as matching
-            from (
-                select p.ctid as tid, (p.embedding {c.operator} $1)::double precision as distance
-                from {c.table} p
-                where {scope.condition} and p.embedding is not null
-                limit {"all" if most is None else most}
-            ) m
-            order by m.distance
+            select p.ctid as tid, (p.embedding {c.operator} $1)::double precision as distance
+            from {c.table} p
+            where {condition} and p.embedding is not null
+            order by distance
             limit $3
         ) t
         join {c.table} p on p.ctid = t.tid
         order by t.distance, p.id
         """,
         c.type,
-        *scope.types,
+        *types,
     )
 
 
-def use_indexes(c: Collection, scope: Scope, k: int, columns: str) -> spi.Plan:
-    """Return the plan that merges what each segment's index finds with what is not indexed."""
+@lru_cache(maxsize=spi.BUILT_PLANS)
+def count_some(c: Collection, condition: str, types: tuple[str, ...]) -> spi.Plan:
+    """Return the plan that counts points with a vector, and stops at a limit."""
+    return spi.built_plan(
+        f"select count(*) as count from (select from {c.table} p where {condition} and p.embedding is not null limit $3) p", "text", *types
+    )
+
+
+@lru_cache(maxsize=spi.BUILT_PLANS)
+def use_indexes(c: Collection, condition: str, types: tuple[str, ...], columns: str, bits: int) -> spi.Plan:
+    """Return the plan that merges what each segment's index finds with what is not indexed; `bits`: candidates by bits."""
+    return spi.built_plan(_by_indexes(c, condition, columns, bits), c.type, *types)
+
+
+def _by_indexes(c: Collection, condition: str, columns: str, bits: int) -> str:
     distance = f"(p.embedding {c.operator} $1)::double precision"
-    by_index = [_by_index(c, segment, scope, k, distance, columns) for segment in c.segments]
+    by_index = [_by_index(c, segment, condition, bits, distance, columns) for segment in c.segments]
     by_comparing = [
-        f"(select p.id, {distance} as distance{columns} from {c.table} p where {scope.condition} and {numbers} and p.embedding is not null"
+        f"(select p.id, {distance} as distance{columns} from {c.table} p where {condition} and {numbers} and p.embedding is not null"
         " order by distance limit $3)"
         for numbers in c.unindexed()
     ]
-    return spi.built_plan(f"{' union all '.join(by_index + by_comparing)} order by distance, id limit $3", c.type, *scope.types)
+    return f"{' union all '.join(by_index + by_comparing)} order by distance, id limit $3"
 
 
-def _by_index(c: Collection, segment: Segment, scope: Scope, k: int, distance: str, columns: str) -> str:
-    where = f"{scope.condition} and p.number >= {segment.first} and p.number < {segment.end}"
+@lru_cache(maxsize=spi.BUILT_PLANS)
+def written(c: Collection) -> tuple[str, str] | None:
+    """Return the search that most ask for, of a tenant's points without filter or user: its name and statement in `llm._nearest()`.
+
+    The function's parameters have the same numbers as those of a plan. Equal names stand for equal statements.
+    """
+    if not c.segments or c.element == "bit":
+        return None
+    statement = _by_indexes(c, "p.tenant_id = $2", ", p.content, p.payload, p.user_id", 0)
+    if c.element == "halfvec":
+        statement = statement.replace("$1", f"$1::{c.type}")
+    score = "1 - t.distance" if c.distance == "cosine" else "- t.distance"
+    statement = f"array(select row(t.id, {score}, t.distance, t.content, t.payload, t.user_id)::llm.search_hit from ({statement}) t)"
+    return hashlib.sha256(statement.encode()).hexdigest(), statement
+
+
+def all_written() -> str:
+    """Return the branches of `llm._nearest()`."""
+    found = (_read(row["name"]) for row in _NAMES.rows())
+    searches = (search for each in found if each and (search := written(each[0])))
+    return "".join(f"        when '{name}' then\n            return {statement};\n" for name, statement in searches)
+
+
+def _by_index(c: Collection, segment: Segment, condition: str, bits: int, distance: str, columns: str) -> str:
+    where = f"{condition} and p.number >= {segment.first} and p.number < {segment.end}"
     if c.element != "bit":
         return f"(select p.id, {distance} as distance{columns} from {c.table} p where {where} order by p.embedding {c.operator} $1 limit $3)"
-    bits = (
+    nearness = (
         f"{c.schema}.binary_quantize(p.embedding)::bit({c.dimensions}) operator({c.schema}.<~>) {c.schema}.binary_quantize($1)::bit({c.dimensions})"
     )
     return (
-        f"(select p.id, {distance} as distance{columns} from (select p.id, p.embedding{columns} from {c.table} p where {where} order by {bits}"
-        f" limit {bit_candidates(k)}) p order by distance limit $3)"
+        f"(select p.id, {distance} as distance{columns} from (select p.id, p.embedding{columns} from {c.table} p where {where} order by {nearness}"
+        f" limit {bits}) p order by distance limit $3)"
     )
 
 

@@ -6,8 +6,8 @@ import json
 from typing import Any, NamedTuple
 
 from . import query_log, search_plan, spi, tenant
-from .point_filter import compile_filter, values_path
-from .search_plan import Collection, Matching, Scope
+from .point_filter import values_path
+from .search_plan import Collection, Matching
 
 #: As many as somebody reads, and more than any index finds.
 MOST_HITS = 10_000
@@ -18,10 +18,16 @@ MOST_GROUPS = 100
 #: What hnsw.ef_search, ivfflat.probes and hnsw.max_scan_tuples are when a search begins: llm._vector_search() sets them so.
 EF, PROBES, SCANNED = 40, 1, 1_000
 
+#: So many times the candidates are looked at when only some of them count: of those nearest, the rest is left out.
+AMONG_SOME = 1.5
+
 #: An index may visit so many times the points that it would have to if those that match lay anywhere. If that is not enough they are far from the
 #: vector, where an index is slow and misses some: then all that match are compared.
 SCANNED_MORE = 4
 MOST_SCANNED = 1_000_000_000
+
+#: What the ways are called that compare all points that match.
+COMPARING = ("exact", "filtered_exact")
 
 _SET = spi.plan("select set_config($1, $2, true)", "text", "text")
 
@@ -45,7 +51,7 @@ class Report(NamedTuple):
 
 class _Last:
     report: Report | None = None
-    owner: tuple[str, str | None] | None = None
+    search: Search | None = None
 
 
 def current_tenant(claimed: str | None) -> str:
@@ -77,8 +83,7 @@ class Search:
         self.tenant = current_tenant(claimed)
         self.user = user
         self.document = document
-        self.condition = compile_filter(document, first=5, ordered=self.collection.ordered)
-        self.scope = Scope.of(user is not None, self.condition)
+        self.scope = search_plan.scope(document, self.collection.ordered, has_user=user is not None)
         self.ef = self.collection.ef_search if ef is None else ef
         if not 1 <= self.ef <= search_plan.MOST_CANDIDATES:
             raise spi.InvalidParameter(f"p_ef is {ef}", hint=f"An index looks at 1 to {search_plan.MOST_CANDIDATES:,} candidates.")
@@ -92,7 +97,7 @@ class Search:
         wanted = _checked_count(k)
         vector = _checked_vector(c, vector)
         if wanted == 0:
-            self._report(0, 0, None, "none", None, None)
+            self.report(0, 0, None, "none", None, None)
             return []
         rows, plan, ef, matching = self._rows(vector, wanted)
         hits = [(row["id"], c.score(row["distance"]), row["distance"], row["content"], row["payload"], row["user_id"]) for row in rows]
@@ -101,63 +106,73 @@ class Search:
             near = [hit for hit in hits if hit[1] >= threshold]
             reason = "the others score below p_score_threshold" if len(near) < len(hits) else reason
             hits = near
-        self._report(wanted, len(hits), matching, plan, ef, reason)
+        self.report(wanted, len(hits), matching, plan, ef, reason)
         if c.logged_share:
             query_log.note(c, vector, self.tenant, self.user)
         return hits
 
     def _rows(self, vector: str, k: int) -> tuple[list[dict[str, Any]], str, int | None, Matching | None]:
         c = self.collection
-        known = search_plan.remembered(self._key)
+        known: Matching | None = None
         most = c.worth_comparing(k)
-        comparing = "exact" if self.document is None else "filtered_exact"
-        if self._exact or (known and (known.is_far or (known.is_all and known.number <= most))):
-            return (*self._compare(vector, k, None, comparing), None, self._known())
-        if known is None or known.number < most:
-            # Nothing is known: the first so many are compared, and often they are all.
-            rows, plan = self._compare(vector, k, most, comparing)
-            matching = self._known()
-            if matching and matching.is_all:
-                return rows, plan, None, matching
-        ef = self._settings(k)
-        rows = search_plan.use_indexes(c, self.scope, k, self._columns).rows(vector, *self.arguments(k))
+        comparing = COMPARING[self.document is not None]
+        if not self._exact:
+            known = self.known(k)
+        if self._exact or known is None or known.is_far or (known.is_all and known.number <= most):
+            return self._compare(vector, k), comparing, None, known
+        ef = self.settings(k, known)
+        bits = search_plan.bit_candidates(k) if c.element == "bit" else 0
+        plan = search_plan.use_indexes(c, self.scope.condition, self.scope.types, self._columns, bits)
+        rows = plan.rows(vector, *self.arguments(k))
+        if len(rows) < k and not known.is_sparse:
+            known = self._learn(known._replace(is_sparse=True))
+            self.settings(k, known)
+            rows = plan.rows(vector, *self.arguments(k))
         if len(rows) < k:
-            search_plan.remember(self._key, Matching(most, is_all=False, is_far=True))
-            return (*self._compare(vector, k, None, comparing), None, self._known())
-        kind = c.index_kind if self.document is None and self.user is None else f"{c.index_kind}_iterative"
-        return rows, "bit_rerank" if c.element == "bit" else kind, ef, self._known()
+            return self._compare(vector, k), comparing, None, self._learn(known._replace(is_far=True))
+        kind = f"{c.index_kind}_iterative" if known.is_sparse else c.index_kind
+        return rows, "bit_rerank" if c.element == "bit" else kind, ef, known
 
-    def _known(self) -> Matching | None:
-        return search_plan.remembered(self._key)
+    def _compare(self, vector: str, k: int) -> list[dict[str, Any]]:
+        return search_plan.compare_all(self.collection, self.scope.condition, self.scope.types, self._columns).rows(vector, *self.arguments(k))
 
-    def _compare(self, vector: str, k: int, most: int | None, plan: str) -> tuple[list[dict[str, Any]], str]:
-        limit = None if most is None else most + 1
-        rows = search_plan.compare_all(self.collection, self.scope, limit, self._columns).rows(vector, *self.arguments(k))
-        count: int = rows[0]["matching"] if rows else 0
-        is_all = most is None or count <= most
-        far = self._known()
-        search_plan.remember(self._key, Matching(count, is_all, far is not None and far.is_far))
-        return rows, plan
+    def known(self, k: int) -> Matching:
+        """Return about how many points match: whether they are few enough to compare them all."""
+        known = search_plan.remembered(self._key)
+        most = self.collection.worth_comparing(k)
+        return self._count(most + 1) if known is None or (known.number < most and not known.is_all) else known
+
+    def _count(self, most: int) -> Matching:
+        """Count the points that match, up to so many, and remember it."""
+        count: int = search_plan.count_some(self.collection, self.scope.condition, self.scope.types).row(None, *self.arguments(most))["count"]
+        # A tenant may have most of the points; what matches a filter, or is a user's, is seldom what an index finds first.
+        return self._learn(Matching(count, count < most, is_sparse=self.document is not None or self.user is not None))
+
+    def _learn(self, matching: Matching) -> Matching:
+        search_plan.remember(self._key, matching)
+        return matching
 
     def arguments(self, k: int | None) -> tuple[Any, ...]:
         """Return the values of the scope's parameters."""
-        return (self.tenant, k, self.user, *self.condition.values)
+        return (self.tenant, k, self.user, *self.scope.values)
 
-    def _settings(self, k: int) -> int:
+    def settings(self, k: int, known: Matching) -> int:
         """Tell pgvector how far to look."""
         c = self.collection
-        ef = min(max(self.ef, k, search_plan.bit_candidates(k) if c.element == "bit" else 0), search_plan.MOST_CANDIDATES)
-        known = self._known()
-        scanned = SCANNED_MORE * k * c.rows // max(known.number if known else 0, 1)
+        if known.is_sparse:
+            _SET.rows(f"{c.index_kind}.iterative_scan", "relaxed_order")
         if c.index_kind == "ivfflat":
             # As pgvector's documentation advises: the root of the number of lists.
             probes: int = max(round(max(segment.lists for segment in c.segments) ** 0.5 * self.ef / EF), 1)
             if probes != PROBES:
                 _SET.rows("ivfflat.probes", str(probes))
             return probes
+        wanted = round(self.ef * AMONG_SOME) if known.is_sparse else self.ef
+        ef = min(max(wanted, k, search_plan.bit_candidates(k) if c.element == "bit" else 0), search_plan.MOST_CANDIDATES)
         if ef != EF:
             _SET.rows("hnsw.ef_search", str(ef))
-        if scanned > SCANNED:
+        scanned = SCANNED_MORE * k * c.rows // max(known.number, 1)
+        if known.is_sparse and scanned > SCANNED:
             _SET.rows("hnsw.max_scan_tuples", str(min(scanned, MOST_SCANNED)))
         return ef
 
@@ -170,17 +185,21 @@ class Search:
         )
         return [row["id"] for row in plan.rows(after, *self.arguments(most))]
 
-    def count(self) -> int:
-        """Return how many points there are, also without a vector."""
-        plan = spi.built_plan(f"select count(*) as count from {self.collection.table} p where {self.scope.condition}", "text", *self.scope.types)
+    def count(self, also: str = "true", *, with_vector: bool = False) -> int:
+        """Return how many points there are; `also`: of which this holds, too."""
+        has_vector = " and p.embedding is not null" if with_vector else ""
+        plan = spi.built_plan(
+            f"select count(*) as count from {self.collection.table} p where {self.scope.condition} and {also}{has_vector}", "text", *self.scope.types
+        )
         count: int = plan.row(None, *self.arguments(0))["count"]
         return count
 
-    def _report(self, requested: int, returned: int, matching: Matching | None, plan: str, ef: int | None, reason: str | None) -> None:
+    def report(self, requested: int, returned: int, matching: Matching | None, plan: str, ef: int | None, reason: str | None) -> None:
+        """Remember what a search came to, for `llm.search_report()`."""
         c = self.collection
-        count, is_all = (None, None) if matching is None else (matching.number, matching.is_all)
+        count, is_all = (None, None) if matching is None or plan in COMPARING else (matching.number, matching.is_all)
         _Last.report = Report(c.name, requested, returned, count, is_all, plan, ef, len(c.segments) if ef else 0, None, reason)
-        _Last.owner = self.tenant, self.user
+        _Last.search = self
 
 
 def _checked_count(k: int | None) -> int:
@@ -222,6 +241,24 @@ def search(
 ) -> list[Hit]:
     """Return the points nearest to a vector."""
     return Search(name, document, claimed, user, ef, exact=bool(exact), payload=payload is not False).hits(vector, k, threshold)
+
+
+def written(name: str | None, dimensions: int | None, k: int | None, ef: int | None, claimed: str | None) -> str | None:
+    """Return the branch of `llm._nearest()` that does a search without filter and user, once pgvector is told how far to look.
+
+    None when `search()` is to do it: because too few were found lately, or something is wrong.
+    """
+    c = search_plan.collection(name)
+    found = search_plan.written(c)
+    if found is None or c.logged_share or dimensions != c.dimensions or k is None or not 1 <= k <= MOST_HITS:
+        return None
+    of = Search(name, None, claimed, None, ef)
+    known = of.known(k)
+    if of.tenant != claimed or known.is_sparse or known.is_far or known.is_all:
+        return None
+    # Should fewer be found, search() does it again, and reports that.
+    of.report(k, k, known, c.index_kind, of.settings(k, known), None)
+    return found[0]
 
 
 def search_batch(
@@ -323,18 +360,15 @@ def matching_points(name: str | None, document: str | None, after: str | None, m
 
 def report(claimed: str | None, user: str | None) -> list[tuple[Any, ...]]:
     """Return what the last search of this session came to, if it was the same tenant's and user's."""
-    last = _Last.report
-    if last is None or _Last.owner != (current_tenant(claimed), user):
+    last, searched = _Last.report, _Last.search
+    if last is None or searched is None or (searched.tenant, searched.user) != (current_tenant(claimed), user):
         return []
-    search = Search(last.collection, None, claimed, user)
-    c = search.collection
-    unindexed = " or ".join(f"({numbers})" for numbers in c.unindexed())
-    plan = spi.built_plan(
-        f"select count(*) as count from {c.table} p where {search.scope.condition} and ({unindexed}) and p.embedding is not null",
-        "text",
-        *search.scope.types,
-    )
-    return [tuple(last._replace(unindexed=plan.row(None, *search.arguments(0))["count"]))]
+    if last.plan in COMPARING:
+        matching = Search(last.collection, searched.document, claimed, user).count(with_vector=True)
+        last = last._replace(matching=matching, matching_is_exact=True)
+    everything = Search(last.collection, None, claimed, user)
+    unindexed = " or ".join(f"({numbers})" for numbers in everything.collection.unindexed())
+    return [tuple(last._replace(unindexed=everything.count(f"({unindexed})", with_vector=True)))]
 
 
 _VALUES = spi.plan(

@@ -1,16 +1,3 @@
-create type llm.search_hit as (
-    id        text,
-    score     double precision,
-    distance  double precision,
-    content   text,
-    payload   jsonb,
-    user_id   uuid
-);
-
-comment on type llm.search_hit is
-'A point that a search found. score: cosine similarity, dot product, or the negative distance by l2 and l1: the higher the nearer; distance: as
-pgvector''s operator gives it, of inner_product the negative dot product.';
-
 create type llm.batch_hit as (
     query     integer,
     id        text,
@@ -52,10 +39,39 @@ create type llm.search_outcome as (
 );
 
 comment on type llm.search_outcome is
-'How a search was done. matching: how many points matched, exactly, or else at least so many; plan: exact (all points were compared), filtered_exact
-(all that match), hnsw or ivfflat, these with _iterative (an index, asked for more until enough matched), bit_rerank (an index of signs, then
-vectors), none (p_k was 0); ef: candidates of an index, for ivfflat its probes; segments: indexes that were asked; unindexed: points with a vector
-that no index has, now; reason: why fewer were returned than requested.';
+'How a search was done. matching: how many points match, exactly, now, or else at least so many then; plan: exact (all points were compared),
+filtered_exact (all that match), hnsw or ivfflat, these with _iterative (an index, asked for more until enough matched), bit_rerank (an index of
+signs, then vectors), none (p_k was 0); ef: candidates of an index, for ivfflat its probes; segments: indexes that were asked; unindexed: points with
+a vector that no index has, now; reason: why fewer were returned than requested.';
+
+
+create function llm._planned_search(
+    p_collection      text,
+    p_query           @extschema:vector@.vector,
+    p_k               integer,
+    p_filter          jsonb,
+    p_score_threshold double precision,
+    p_ef              integer,
+    p_exact           boolean,
+    p_with_payload    boolean,
+    p_tenant          text,
+    p_user_id         uuid
+)
+    returns llm.search_hit[]
+    language plpython3u
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import vector_search
+return vector_search.search(
+    p_collection, p_query, p_k, p_filter, p_score_threshold, p_ef, p_exact, p_with_payload, p_tenant, p_user_id
+)
+$$;
+
+comment on function llm._planned_search(
+    text, @extschema:vector@.vector, integer, jsonb, double precision, integer, boolean, boolean, text, uuid
+) is
+'llm._vector_search(), whatever is asked for.';
 
 
 -- As an array: settings would be set anew for each row of a set.
@@ -73,7 +89,7 @@ create function llm._vector_search(
     p_user_id         uuid
 )
     returns llm.search_hit[]
-    language plpython3u
+    language plpgsql
     stable
     security definer
     set search_path = pg_catalog, pg_temp
@@ -82,16 +98,29 @@ create function llm._vector_search(
     set enable_seqscan = off
     set enable_sort = off
     set jit = off
-    set hnsw.iterative_scan = relaxed_order
+    set hnsw.iterative_scan = off
     set hnsw.max_scan_tuples = 1000
     set hnsw.ef_search = 40
-    set ivfflat.iterative_scan = relaxed_order
+    set ivfflat.iterative_scan = off
     set ivfflat.probes = 1
 as $$
-from pg_llm import vector_search
-return vector_search.search(
-    p_collection, p_query, p_k, p_filter, p_score_threshold, p_ef, p_exact, p_with_payload, p_tenant, p_user_id
-)
+declare
+    v_search text;
+    v_hits   llm.search_hit[];
+begin
+    if p_filter is null and p_user_id is null and p_score_threshold is null and p_exact is not true and p_with_payload is not false
+        and @extschema:vector@.vector_norm(p_query) > 0
+    then
+        v_search := llm._written_search(p_collection, @extschema:vector@.vector_dims(p_query), p_k, p_ef, p_tenant);
+        if v_search is not null then
+            v_hits := llm._nearest(p_query, p_tenant, p_k::bigint, v_search);
+            if cardinality(v_hits) = p_k then
+                return v_hits;
+            end if;
+        end if;
+    end if;
+    return llm._planned_search(p_collection, p_query, p_k, p_filter, p_score_threshold, p_ef, p_exact, p_with_payload, p_tenant, p_user_id);
+end
 $$;
 
 alter function llm._vector_search(
@@ -158,10 +187,10 @@ create function llm._search_batch(
     set enable_seqscan = off
     set enable_sort = off
     set jit = off
-    set hnsw.iterative_scan = relaxed_order
+    set hnsw.iterative_scan = off
     set hnsw.max_scan_tuples = 1000
     set hnsw.ef_search = 40
-    set ivfflat.iterative_scan = relaxed_order
+    set ivfflat.iterative_scan = off
     set ivfflat.probes = 1
 as $$
 from pg_llm import vector_search
@@ -232,10 +261,10 @@ create function llm._recommend(
     set enable_seqscan = off
     set enable_sort = off
     set jit = off
-    set hnsw.iterative_scan = relaxed_order
+    set hnsw.iterative_scan = off
     set hnsw.max_scan_tuples = 1000
     set hnsw.ef_search = 40
-    set ivfflat.iterative_scan = relaxed_order
+    set ivfflat.iterative_scan = off
     set ivfflat.probes = 1
 as $$
 from pg_llm import vector_search
@@ -300,10 +329,10 @@ create function llm._search_groups(
     set enable_seqscan = off
     set enable_sort = off
     set jit = off
-    set hnsw.iterative_scan = relaxed_order
+    set hnsw.iterative_scan = off
     set hnsw.max_scan_tuples = 1000
     set hnsw.ef_search = 40
-    set ivfflat.iterative_scan = relaxed_order
+    set ivfflat.iterative_scan = off
     set ivfflat.probes = 1
 as $$
 from pg_llm import vector_search
@@ -435,6 +464,11 @@ alter function llm._count_matching(text, jsonb, text, uuid) owner to llm_owner;
 comment on function llm._count_matching(text, jsonb, text, uuid) is
 'How many points match a filter.';
 
+
+select llm._grant_execute(
+    array['llm_owner'],
+    '_planned_search'
+);
 
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader'],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import gettempdir
 
 import pytest
 from psycopg.errors import InsufficientPrivilege, LockNotAvailable, ReadOnlySqlTransaction
@@ -134,7 +133,7 @@ def test_aud_08_pg_upgrade_keeps_what_was_sealed(tmp_path: Path, cluster: Cluste
         new = Cluster(cluster.installation, tmp_path / "new", *old.settings)
         new.init_directory()
         bindir = str(cluster.installation.bindir)
-        directories = ("--old-datadir", old.datadir, "--new-datadir", new.datadir, "--socketdir", gettempdir())
+        directories = ("--old-datadir", old.datadir, "--new-datadir", new.datadir, "--socketdir", str(new.unixsocketdir))
         new.program("pg_upgrade", "--old-bindir", bindir, "--new-bindir", bindir, *directories, "--username", "postgres")
         with new:
             database = Database(new, "template_llm")

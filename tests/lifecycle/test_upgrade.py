@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import gettempdir
 
 from psycopg.errors import ObjectNotInPrerequisiteState
 
@@ -96,7 +95,7 @@ def test_pg_upgrade_to_another_place_keeps_everything(tmp_path: Path) -> None:
         "-D",
         new.datadir,
         "-s",
-        gettempdir(),
+        str(new.unixsocketdir),
         "--copy",
     )
     # What still works afterwards needs nothing of the old libraries.
