@@ -18,6 +18,9 @@ from tests.support import Client, Database
 #: What no text may lead to: a syntax error, an unknown table, column, function or parameter, a failure inside.
 _LEAKS = ("42601", "42P01", "42703", "42883", "42P02", "42P18", "XX", "38")
 
+#: The arguments are tried in so many tests, which may run side by side.
+PARTS = 8
+
 _FINGERPRINT = """
     select md5(string_agg(o.line, '|' order by o.line))
     from (
@@ -49,7 +52,8 @@ def victim(db: Client) -> Client:
 
 
 def state(db: Client) -> tuple[Any, ...]:
-    """Return what no text may change."""
+    """Return what no text may change. Some are good names for a collection, which may be made."""
+    db.run("select llm.drop_collection(c.name) from llm.collections c")
     return db.one(_FINGERPRINT), db.column("select song from public.canary"), db.rows("select t::text from llm.config t where tenant_id <> 'a'")
 
 
@@ -80,18 +84,21 @@ def inject(client: Client, function: Function, position: int, texts: Iterable[st
             assert "secret of b" not in answer, f"{function.signature}, argument {position + 1}, {text!r}"
 
 
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("user", ["app", "admin"])
-def test_no_text_of_the_corpus_does_anything_but_be_text(victim: Client, database: Database, user: str) -> None:
-    """SEC-08"""
+def test_no_text_of_the_corpus_does_anything_but_be_text(victim: Client, database: Database, user: str, part: int) -> None:
+    """SEC-08: an administrator calls what an application cannot."""
     assert len(set(CORPUS)) >= 200
+    tried = set() if user == "app" else {function.signature for function in functions(victim, "app")}
+    granted = [function for function in functions(victim, user) if function.signature not in tried]
     client = database.client(user)
     before = state(victim)
-    for function, position in text_arguments(functions(victim, user)):
+    for function, position in text_arguments(granted)[part::PARTS]:
         inject(client, function, position, CORPUS)
     assert state(victim) == before
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), min_size=3, max_size=5))
 def test_no_text_at_all_does_anything_but_be_text(victim: Client, app: Client, texts: list[str]) -> None:
     """SEC-08"""
