@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from struct import pack
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from demo.packages import DIMENSIONS, Package, Query, Vector, is_whole, packages
 SHARES = (2, 10, 100, 1000)
 
 BATCH = 1_000
+
+#: By how much each element of a copied vector, of length 1, differs at random: copies lie as far from one another as near neighbours do.
+JITTER = 0.02
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,14 @@ class Input:
             similar = np.where(among, similar, -9)
         return [{str(number) for number in np.argpartition(-each, k)[:k] if each[number] > -9} for each in similar]
 
+    def grown(self, times: int) -> Input:
+        """Return so many times as many packages, with vectors near those that there are."""
+        generator = np.random.default_rng(7)
+        copies = [self.vectors + generator.normal(0, JITTER, self.vectors.shape).astype(np.float32) for _ in range(times - 1)]
+        vectors = np.concatenate([self.vectors, *(each / np.linalg.norm(each, axis=1, keepdims=True) for each in copies)])
+        fields = {name: np.tile(values, times) for name, values in self.fields.items()}
+        return replace(self, rows=self.rows * times, vectors=vectors, fields=fields)
+
     def payload(self, number: int) -> dict[str, Any]:
         """Return the payload of a package."""
         return self.rows[number].payload | {name: int(values[number]) for name, values in self.fields.items()}
@@ -56,9 +68,8 @@ def load(*, quick: bool, questions: int) -> Input:
     else:
         asked = queries()[:questions]
     matrix = np.array([each.vector.values for each in asked], dtype=np.float32)
-    packed = [Packed(bytes(each.vector)) for each in asked]
     numbers = {row.id: number for number, row in enumerate(rows)}
-    found = Input(rows, vectors, [each.text for each in asked], packed, matrix, [numbers[each.package] for each in asked])
+    found = Input(rows, vectors, [each.text for each in asked], [packed(each) for each in matrix], matrix, [numbers[each.package] for each in asked])
     generator = np.random.default_rng(5)
     for share in SHARES:
         found.fields[f"any{share}"] = generator.permutation(len(rows)) % share
@@ -74,11 +85,16 @@ def upsert(connection: psycopg.Connection, collection: str, given: Input) -> Non
             [
                 collection,
                 [str(number) for number in part],
-                [Packed(bytes(given.rows[number].vector)) for number in part],
+                [packed(given.vectors[number]) for number in part],
                 [given.rows[number].description for number in part],
                 [json.dumps(given.payload(number)) for number in part],
             ],
         )
+
+
+def packed(vector: np.ndarray) -> Packed:
+    """Return a vector as it goes over the wire (pgvector's vector_send())."""
+    return Packed(pack(">HH", len(vector), 0) + vector.astype(">f4").tobytes())
 
 
 def batches(given: Input) -> Iterator[range]:
