@@ -100,9 +100,7 @@ begin
     from llm.sessions s
     where s.tenant_id = v_tenant
         and s.session_id = p_session_id
-        and s.ended_at is null
-        and s.expires_at > clock_timestamp()
-        and s.last_active > clock_timestamp() - s.idle_timeout
+        and s.live_until > clock_timestamp()
     for update;
     if not found then
         raise exception 'session % is not live', coalesce(p_session_id::text, 'null')
@@ -141,17 +139,13 @@ create function llm.verify_session(
     stable
 as $$
     select s.session_id, s.user_id, s.created_at, s.last_active, s.metadata, s.context, s.device, s.expires_at, s.tenant_id,
-        s.last_active operator(pg_catalog.<) (
-            pg_catalog.statement_timestamp() operator(pg_catalog.-) least('1 minute'::pg_catalog.interval, s.idle_timeout operator(pg_catalog./) 10)
-        )
+        s.touch_due_at operator(pg_catalog.<) pg_catalog.statement_timestamp()
     from llm.sessions s
     where s.token_prefix operator(pg_catalog.=) pg_catalog.substr(p_token, 6, 16)
         and s.token_hash operator(pg_catalog.=) pg_catalog.sha256(
             s.token_salt operator(pg_catalog.||) pg_catalog.convert_to(p_token, 'UTF8'::pg_catalog.name)
         )
-        and s.ended_at is null
-        and s.expires_at operator(pg_catalog.>) pg_catalog.statement_timestamp()
-        and s.last_active operator(pg_catalog.>) (pg_catalog.statement_timestamp() operator(pg_catalog.-) s.idle_timeout)
+        and s.live_until operator(pg_catalog.>) pg_catalog.statement_timestamp()
         and (p_device is null or s.device operator(pg_catalog.=) p_device)
 $$;
 
@@ -216,14 +210,12 @@ declare
     v_tenant text := llm.current_tenant();
     v_is_due boolean;
 begin
-    select s.last_active < statement_timestamp() - least(interval '1 minute', s.idle_timeout / 10)
+    select s.touch_due_at < statement_timestamp()
     into v_is_due
     from llm.sessions s
     where s.tenant_id = v_tenant
         and s.session_id = p_session_id
-        and s.ended_at is null
-        and s.expires_at > statement_timestamp()
-        and s.last_active > statement_timestamp() - s.idle_timeout;
+        and s.live_until > statement_timestamp();
     if not found then
         return false;
     end if;
@@ -284,13 +276,11 @@ begin
     return query
         select
             s.session_id, s.user_id, s.created_at, s.last_active, s.metadata, s.context, s.device, s.expires_at, s.tenant_id,
-            s.last_active < statement_timestamp() - least(interval '1 minute', s.idle_timeout / 10)
+            s.touch_due_at < statement_timestamp()
         from llm.sessions s
         where s.tenant_id = v_tenant
             and s.session_id = p_session_id
-            and s.ended_at is null
-            and s.expires_at > statement_timestamp()
-            and s.last_active > statement_timestamp() - s.idle_timeout;
+            and s.live_until > statement_timestamp();
 end
 $$;
 
@@ -318,9 +308,7 @@ begin
         last_active = greatest(s.last_active, statement_timestamp())
     where s.tenant_id = v_tenant
         and s.session_id = p_session_id
-        and s.ended_at is null
-        and s.expires_at > statement_timestamp()
-        and s.last_active > statement_timestamp() - s.idle_timeout;
+        and s.live_until > statement_timestamp();
     return found;
 end
 $$;

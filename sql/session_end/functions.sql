@@ -91,8 +91,8 @@ begin
         select s.tenant_id, s.session_id
         from llm.sessions s
         where s.ended_at is null
+            and s.live_until <= statement_timestamp()
             and coalesce(s.tenant_id = v_tenant, v_tenant is null)
-            and (s.expires_at <= statement_timestamp() or s.last_active <= statement_timestamp() - s.idle_timeout)
         order by s.tenant_id, s.session_id
         limit p_limit
         for no key update skip locked
