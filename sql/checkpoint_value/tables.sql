@@ -86,3 +86,4 @@ select llm.register_personal_data('llm.checkpoint_threads'::regclass, 'user_id':
 select llm.register_personal_data(
     'llm.checkpoint_pieces'::regclass, null::text, 'delete'::text, 'llm.checkpoint_threads'::regclass, null::text[], null::text
 );
+select llm.register_personal_data('llm.checkpoint_blobs'::regclass, null::text, 'release'::text, null::regclass, null::text[], null::text);
