@@ -59,6 +59,8 @@ EXECUTES = {
     "llm.register_personal_data": "a regclass and a regnamespace, which print themselves quoted",
     "llm._lock_rows_of_user": "a regclass, which prints itself quoted, and conditions of llm._rows_of_user(), names in which %I or a regclass quotes",
     "llm._erase_rows_of_user": "as llm._lock_rows_of_user(), and columns in %I",
+    "llm._lock_released_rows": "as llm._lock_rows_of_user()",
+    "llm._delete_rows_at": "the table is a regclass",
     "llm._residual_rows": "as llm._lock_rows_of_user(), and columns in %I and %L",
     "llm._rewrap_batch": "names that format() or a regclass quotes, and a type as format_type() prints it",
     "llm._enforce_encryption": "names that format() or a regclass quotes",

@@ -8,8 +8,8 @@ create type llm.erasure as (
 );
 
 comment on type llm.erasure is
-'What became of a user''s rows in a table: action is delete, anonymize, shred, release or keep, null for a table that is not registered; rows, of how many;
-residual, in how many other rows the user is still found, in these columns; reason: why rows are kept.';
+'What became of a user''s rows in a table: action is delete, anonymize, shred, release or keep, null for a table that is not registered; rows, of how
+many; residual, in how many other rows the user is still found, in these columns; reason: why rows are kept.';
 
 
 create function llm._rows_of_user(
@@ -486,7 +486,8 @@ comment on function llm._unregistered_tables() is
 
 select llm._grant_execute(
     array['llm_owner'],
-    '_rows_of_user', '_rows_referred_to', '_personal_tables', '_lock_rows_of_user', '_lock_released_rows', '_delete_rows_at', '_erase_rows_of_user', '_residual_rows'
+    '_rows_of_user', '_rows_referred_to', '_personal_tables', '_lock_rows_of_user', '_lock_released_rows', '_delete_rows_at',
+    '_erase_rows_of_user', '_residual_rows'
 );
 
 select llm._grant_execute(

@@ -23,8 +23,8 @@ begin
     if p_table is null or num_nonnulls(p_user_column, p_via) <> (p_action <> 'release')::integer then
         raise exception 'it is not clear which rows of % are a user''s', coalesce(p_table::text, 'null')
             using errcode = 'invalid_parameter_value',
-                  hint = 'Give p_user_column, the column with the user''s id, or p_via, the table that a foreign key of this one leads to; for release'
-                         ' neither: they are those that only rows of the user refer to.';
+                  hint = 'Give p_user_column, the column with the user''s id, or p_via, the table that a foreign key of this one leads to; for'
+                         ' release neither: they are those that only rows of the user refer to.';
     end if;
     if p_action = 'shred' and cardinality(p_columns) is distinct from 1
         or p_action = 'keep' and coalesce(btrim(p_reason), '') = ''

@@ -17,7 +17,8 @@ create table if not exists llm.personal_data (
 
 comment on table llm.personal_data is
 'Tables with rows of users, as llm.register_personal_data() was told: relation (schema.table); how its rows are a user''s: user_column holds his id,
-or the foreign key to via leads to a row of his there, or, to be released, no rows but his refer to it; action: what llm.forget_user() does with them; columns: those that action concerns.';
+or the foreign key to via leads to a row of his there, or, to be released, no rows but his refer to it; action: what llm.forget_user() does with them;
+columns: those that action concerns.';
 
 alter table llm.personal_data owner to llm_owner;
 grant select on llm.personal_data to llm_admin, llm_auditor;
