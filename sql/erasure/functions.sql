@@ -290,9 +290,7 @@ begin
         array_agg(
             case a.atttypid
                 when 'uuid'::regtype then format('coalesce(t.%I = $2, false)', a.attname)
-                when 'bytea'::regtype then format(
-                    'exists (select from unnest($3) n where position(convert_to(n, ''UTF8'') in t.%I) > 0)', a.attname
-                )
+                when 'bytea'::regtype then format('exists (select from unnest($3) n where position(convert_to(n, ''UTF8'') in t.%I) > 0)', a.attname)
                 else format('exists (select from unnest($3) n where strpos(lower(t.%I::text), n) > 0)', a.attname)
             end
             order by a.attnum

@@ -38,7 +38,8 @@ create table if not exists llm.sessions (
 comment on table llm.sessions is
 'Sessions: live until ended_at, expires_at, or idle_timeout after last_active, which is right to a minute or a tenth of idle_timeout: live_until, null
 once ended; from touch_due_at on, a use is noted in last_active. token_prefix is the public part of its token, token_hash the SHA-256 of token_salt
-and the whole token, which is nowhere; a session without a token is not logged in. device: a fingerprint; metadata: the application''s; context: what the conversation is about just now.';
+and the whole token, which is nowhere; a session without a token is not logged in. device: a fingerprint; metadata: the application''s;
+context: what the conversation is about just now.';
 
 -- No index has last_active, so that touching a session is a HOT update.
 -- "whose token is this", before its tenant is known
