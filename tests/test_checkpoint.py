@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.errors import InvalidParameterValue, NullValueNotAllowed, ObjectNotInPrerequisiteState
+from psycopg.errors import InvalidParameterValue, ObjectNotInPrerequisiteState
 from psycopg.types.json import Jsonb
 
 from tests.support import Client, raises
@@ -172,9 +172,9 @@ def test_malformed_writes_are_refused(app: Client, db: Client, arguments: str) -
         ("'', '', '1', null, '{}'", InvalidParameterValue, "a thread_id of 0 bytes"),
         ("null, '', '1', null, '{}'", InvalidParameterValue, "a thread_id of no bytes"),
         ("repeat('t', 1001), '', '1', null, '{}'", InvalidParameterValue, "a thread_id of 1001 bytes"),
-        ("'t', '', '1', null, null", NullValueNotAllowed, "checkpoint 1 lacks its content"),
-        ("'t', '', '1', null, '{}', null", NullValueNotAllowed, "its metadata"),
-        ("'t', '', '1', null, '{}', '{}', null", NullValueNotAllowed, "its channels"),
+        ("'t', '', '1', null, null", InvalidParameterValue, "checkpoint 1 is null, its metadata object, its channels object"),
+        ("'t', '', '1', null, '[]', null", InvalidParameterValue, "checkpoint 1 is array, its metadata null"),
+        ("'t', '', '1', null, '{}', '{}', '1'", InvalidParameterValue, "its channels number"),
     ],
 )
 def test_a_checkpoint_without_its_place_or_content_is_refused(app: Client, arguments: str, error: type[psycopg.Error], match: str) -> None:

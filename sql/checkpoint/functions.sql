@@ -52,10 +52,11 @@ begin
             using errcode = 'invalid_parameter_value',
                   hint = 'A checkpoint_id has 1 to 200 bytes, a checkpoint_ns at most 1000; the one of the graph itself is ''''.';
     end if;
-    if num_nulls(p_checkpoint, p_metadata, p_channels) > 0 then
-        raise exception 'checkpoint % lacks its content, its metadata or its channels', p_checkpoint_id
-            using errcode = 'null_value_not_allowed',
-                  hint = 'What is empty is ''{}''.';
+    if (jsonb_typeof(p_checkpoint) = 'object' and jsonb_typeof(p_metadata) = 'object' and jsonb_typeof(p_channels) = 'object') is not true then
+        raise exception 'checkpoint % is %, its metadata %, its channels %', p_checkpoint_id, coalesce(jsonb_typeof(p_checkpoint), 'null'),
+            coalesce(jsonb_typeof(p_metadata), 'null'), coalesce(jsonb_typeof(p_channels), 'null')
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Each is an object; what is empty is ''{}''.';
     end if;
     select t.thread_no
     into v_thread
@@ -333,6 +334,7 @@ declare
     v_tenant     text := llm._checkpoint_tenant();
     v_checkpoint record;
 begin
+    perform llm._check_page(p_limit, 0::bigint);
     for v_checkpoint in
         select t.thread_id, c.checkpoint_ns, c.checkpoint_id
         from llm.checkpoint_threads t
@@ -342,7 +344,7 @@ begin
             and (p_checkpoint_ns is null or c.checkpoint_ns = p_checkpoint_ns)
             and (p_checkpoint_id is null or c.checkpoint_id = p_checkpoint_id)
             and (p_before is null or c.checkpoint_id < p_before)
-            and c.metadata @> p_filter
+            and c.metadata @> coalesce(p_filter, '{}')
         order by c.checkpoint_id desc, t.thread_id, c.checkpoint_ns
         limit p_limit
     loop

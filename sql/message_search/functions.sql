@@ -243,6 +243,7 @@ declare
     v_tenant text := llm._conversation_tenant();
     v_query  tsquery := websearch_to_tsquery('simple'::regconfig, p_query);
 begin
+    perform llm._check_page(p_limit, p_offset);
     if coalesce(numnode(v_query), 0) = 0 then
         raise exception 'there is no word to search for in %', coalesce(quote_literal(left(p_query, 100)), 'null')
             using errcode = 'invalid_parameter_value',
@@ -253,7 +254,7 @@ begin
             m.conversation_id, m.message_id, m.branch, m.seq, m.role,
             ts_headline('simple'::regconfig, left(llm._message_text(m.content), 100000), v_query, 'MaxFragments=2, StartSel=«, StopSel=»'),
             f.rank, m.created_at
-        from llm._find_messages(v_query, p_conversation_id, p_limit + p_offset) f
+        from llm._find_messages(v_query, p_conversation_id, least(p_limit, 1000000000) + least(coalesce(p_offset, 0), 1000000000)) f
         join llm.messages m on m.tenant_id = v_tenant and m.message_id = f.message_id
         order by f.rank desc, m.created_at desc
         limit p_limit

@@ -16,6 +16,35 @@ comment on type llm.session_access is
 llm.touch_session().';
 
 
+create function llm._check_session(
+    p_metadata jsonb,
+    p_context  jsonb,
+    p_device   text
+)
+    returns void
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if jsonb_typeof(p_metadata) <> 'object' or jsonb_typeof(p_context) <> 'object' then
+        raise exception 'a session whose metadata are %, its context %', coalesce(jsonb_typeof(p_metadata), 'not given'),
+            coalesce(jsonb_typeof(p_context), 'not given')
+            using errcode = 'check_violation',
+                  hint = 'Both are JSON objects, such as {}.';
+    end if;
+    if length(p_device) not between 1 and 500 then
+        raise exception 'a device of % characters', length(p_device)
+            using errcode = 'check_violation',
+                  hint = 'Its fingerprint has 1 to 500; null for none.';
+    end if;
+end
+$$;
+
+comment on function llm._check_session(jsonb, jsonb, text) is
+'Refuses what the constraints of llm.sessions would, in the user''s words. Errors: check_violation.';
+
+
 -- Beginning
 
 create function llm.create_session(
@@ -37,6 +66,7 @@ declare
     v_session uuid := llm.uuid_v7();
 begin
     perform llm._require_user(p_user_id);
+    perform llm._check_session(p_metadata, p_context, p_device);
     insert into llm.sessions (tenant_id, session_id, user_id, expires_at, idle_timeout, device, ip_address, metadata, context)
     values (
         v_tenant, v_session, p_user_id,
@@ -302,6 +332,7 @@ as $$
 declare
     v_tenant text := llm._user_tenant();
 begin
+    perform llm._check_session(p_metadata, p_context, null::text);
     update llm.sessions s
     set metadata = coalesce(p_metadata, s.metadata),
         context = coalesce(p_context, s.context),
@@ -346,7 +377,7 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app'],
-    'touch_session', '_note_session_use', '_end_sessions_of_user'
+    '_check_session', 'touch_session', '_note_session_use', '_end_sessions_of_user'
 );
 
 select llm._grant_execute(

@@ -87,6 +87,7 @@ declare
     v_tenant text := llm.current_tenant();
     v_events jsonb;
 begin
+    perform llm._check_page(p_limit::bigint, 0::bigint);
     with due as (
         select s.tenant_id, s.session_id
         from llm.sessions s
@@ -161,6 +162,7 @@ declare
     v_tenant text := llm._user_tenant();
     v_count  bigint;
 begin
+    perform llm._check_page(p_limit::bigint, 0::bigint);
     delete from llm.sessions s
     where s.tenant_id = v_tenant
         and s.session_id in (
