@@ -61,6 +61,7 @@ EXECUTES = {
     "llm._erase_rows_of_user": "as llm._lock_rows_of_user(), and columns in %I",
     "llm._lock_released_rows": "as llm._lock_rows_of_user()",
     "llm._delete_rows_at": "the table is a regclass",
+    "llm._drop_message_embedding": "constant: the table is there only once its collection was made",
     "llm._residual_rows": "as llm._lock_rows_of_user(), and columns in %I and %L",
     "llm._rewrap_batch": "names that format() or a regclass quotes, and a type as format_type() prints it",
     "llm._enforce_encryption": "names that format() or a regclass quotes",
