@@ -16,7 +16,6 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from psycopg.errors import (
-    CheckViolation,
     InvalidParameterValue,
     InvalidTextRepresentation,
     NoDataFound,
@@ -282,9 +281,9 @@ def test_what_is_no_list_of_messages_is_refused(bound: Client, conversation: UUI
 
 def test_numbers_that_cannot_be_are_refused(bound: Client, conversation: UUID) -> None:
     for more in ({"token_count": -1}, {"cost": -0.1}, {"cost": float("nan")}, {"cost": float("inf")}):
-        with raises(CheckViolation):
+        with raises(InvalidParameterValue, match="the message has .* tokens, and cost", hint="finite"):
             append(bound, conversation, **more)
-    with raises(InvalidTextRepresentation):
+    with raises(InvalidTextRepresentation, match="this is not JSON: '{oops'", hint="double quotes"):
         bound.run("select llm.append_message(%s, 'user', p_parts => '{oops')", conversation)
     with raises(NoDataFound, match=f"conversation {conversation} has no branch 1", hint="llm.branches"):
         append(bound, conversation, branch=1)

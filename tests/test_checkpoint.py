@@ -140,8 +140,46 @@ def test_pending_writes_are_in_the_order_in_which_they_are_applied(app: Client) 
         assert list(zip(tasks, names, found, strict=True)) == [
             ("b", "__error__", LONG), ("b", "x", b"1"), ("b", "y", LONG), ("a", "x", b"3")
         ]  # fmt: skip
-    with pytest.raises(psycopg.errors.CheckViolation), app.tenant("a"):
-        app.run("select llm.put_checkpoint_writes('t', '', '1', 't', '', '{0}', '{c}', '{bytes}', array[null::bytea])")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "'', '1', 't', '', '{0}', '{c}', '{bytes}', array[null::bytea]",
+        "'', '1', 't', '', '{0}', '{c}', '{null}', '{x}'",
+        "'', '1', 't', '', '{0,1}', '{c}', '{bytes}', '{x}'",
+        "'', '1', 't', '', null, '{c}', '{bytes}', '{x}'",
+        "'', '1', 't', null, '{0}', '{c}', '{bytes}', '{x}'",
+        "'', '1', '', '', '{0}', '{c}', '{bytes}', '{x}'",
+        "'', repeat('1', 201), 't', '', '{0}', '{c}', '{bytes}', '{x}'",
+        "repeat('n', 1001), '1', 't', '', '{0}', '{c}', '{bytes}', '{x}'",
+        "null, '1', 't', '', '{0}', '{c}', '{bytes}', '{x}'",
+    ],
+)
+def test_malformed_writes_are_refused(app: Client, db: Client, arguments: str) -> None:
+    with raises(InvalidParameterValue, match="the writes of task .* are not given as they should be", hint="1 to 200 bytes"), app.tenant("a"):
+        app.run(f"select llm.put_checkpoint_writes('t', {arguments})")
+    assert db.one("select count(*) from llm.checkpoint_threads") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ("'t', '', '', null, '{}'", InvalidParameterValue, "checkpoint_id and checkpoint_ns have 0 and 0 bytes"),
+        ("'t', '', null, null, '{}'", InvalidParameterValue, "have no and 0 bytes"),
+        ("'t', repeat('n', 1001), '1', null, '{}'", InvalidParameterValue, "have 1 and 1001 bytes"),
+        ("'t', null, '1', null, '{}'", InvalidParameterValue, "have 1 and no bytes"),
+        ("'', '', '1', null, '{}'", InvalidParameterValue, "a thread_id of 0 bytes"),
+        ("null, '', '1', null, '{}'", InvalidParameterValue, "a thread_id of no bytes"),
+        ("repeat('t', 1001), '', '1', null, '{}'", InvalidParameterValue, "a thread_id of 1001 bytes"),
+        ("'t', '', '1', null, null", InvalidParameterValue, "checkpoint 1 is null, its metadata object, its channels object"),
+        ("'t', '', '1', null, '[]', null", InvalidParameterValue, "checkpoint 1 is array, its metadata null"),
+        ("'t', '', '1', null, '{}', '{}', '1'", InvalidParameterValue, "its channels number"),
+    ],
+)
+def test_a_checkpoint_without_its_place_or_content_is_refused(app: Client, arguments: str, error: type[psycopg.Error], match: str) -> None:
+    with raises(error, match=match, hint="1 to|'{}'"), app.tenant("a"):
+        app.run(f"select llm.put_checkpoint({arguments})")
 
 
 def test_checkpoints_need_a_tenant(app: Client, db: Client) -> None:

@@ -24,7 +24,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.types import Command, interrupt
-from psycopg.errors import CheckViolation, InsufficientPrivilege, ObjectNotInPrerequisiteState
+from psycopg.errors import InsufficientPrivilege, InvalidParameterValue, ObjectNotInPrerequisiteState
 
 from pg_llm_client import PgLlmChatMessageHistory, PgLlmSaver
 from pg_llm_client import text as client_text
@@ -310,7 +310,7 @@ def test_another_serializer_is_taken_as_it_is(database: Database) -> None:
 def test_misuse_is_told(saver: PgLlmSaver) -> None:
     with pytest.raises(TypeError, match="a single string"):
         saver.prune("thread")
-    with pytest.raises(CheckViolation):
+    with pytest.raises(InvalidParameterValue):
         put(saver, of(""))
 
 

@@ -86,7 +86,7 @@ def test_the_receipt_tells_what_became_of_each_table(admin: Client, db: Client) 
     counts = {
         (relation, action): db.one(f"select count(*) from {relation} where tenant_id = 'acme' and {column}::text = %s", str(ANNE))
         for relation, column, action in db.rows(
-            "select relation, user_column, action from llm.personal_data where via = '' and relation <> 'llm.audit_events'"
+            "select relation, user_column, action from llm.personal_data where user_column <> '' and relation <> 'llm.audit_events'"
         )
     }
     expected = counts | {("public.remarks", "delete"): 3, ("public.likes", "delete"): 1, ("llm.message_queue", "delete"): 1}
@@ -220,11 +220,13 @@ def test_checkpoints_are_forgotten_and_what_they_share_stays(
     admin: Client, database: Database, db: Client, threads: dict[str, list[bytes]], everything: Callable[[], dict[str, list[str]]]
 ) -> None:
     with admin.tenant("acme"):
+        plan = {row[0]: row[1:3] for row in admin.rows(FORGET.replace("%s", "%s, p_dry_run => true"), ANNE)}
         receipt = {row[0]: row[1:3] for row in admin.rows(FORGET, ANNE)}
     assert {table: told for table, told in receipt.items() if "checkpoint" in table} == {
         "llm.checkpoint_threads": ("delete", 1), "llm.checkpoints": ("delete", 1), "llm.checkpoint_pieces": ("delete", 3),
-        "llm.checkpoint_writes": ("delete", 2),
+        "llm.checkpoint_writes": ("delete", 2), "llm.checkpoint_blobs": ("release", 1),
     }  # fmt: skip
+    assert receipt == plan
     forms = ("canary", b"canary".hex(), b64encode(b"canary little").decode())
     left = everything()
     assert [row for rows in left.values() for row in rows if any(form in row for form in forms)] == []
@@ -235,6 +237,25 @@ def test_checkpoints_are_forgotten_and_what_they_share_stays(
         for thread in ("sparrow", "nobody's"):
             assert app.one("select contents from llm.get_checkpoint(%s)", thread) == threads[thread]
     assert db.rows("select * from llm.verify_checkpoints()") == []
+
+
+def test_what_only_his_rows_refer_to_is_released(admin: Client, db: Client) -> None:
+    db.run("create table public.files (name text primary key, body text)")
+    db.run("create table public.links (file text references public.files, note_id bigint, tenant_id text)")
+    db.run("alter table public.links add foreign key (tenant_id, note_id) references public.notes on delete cascade")
+    db.run("create table public.covers (file text references public.files)")
+    db.run("insert into public.files select name, name from unnest('{his,twice,shared,cover,nobody''s}'::text[]) name")
+    db.run("insert into public.links values ('his', 1, 'acme'), ('twice', 1, 'acme'), ('twice', 1, 'acme'), ('shared', 1, 'acme')")
+    db.run("insert into public.links values ('shared', 2, 'acme'), ('cover', 1, 'acme')")
+    db.run("insert into public.covers values ('cover')")
+    db.run("select llm.register_personal_data('public.links', null, 'delete', p_via => 'public.notes')")
+    db.run("select llm.register_personal_data('public.files', null, 'release')")
+    with admin.tenant("acme"):
+        for arguments in ("%s, p_dry_run => true", "%s"):
+            receipt = {row[0]: row[1:3] for row in admin.rows(FORGET.replace("%s", arguments), ANNE)}
+            assert receipt["public.files"] == ("release", 2)
+        assert {row[0]: row[1:3] for row in admin.rows(FORGET, ANNE)}["public.files"] == ("release", 0)
+    assert db.column("select name from public.files order by name") == ["cover", "nobody's", "shared"]
 
 
 def test_bytes_are_searched_as_they_are_written(admin: Client, threads: dict[str, list[bytes]]) -> None:

@@ -23,9 +23,11 @@ from psycopg.errors import (
 )
 from psycopg.types.json import Jsonb
 
-from tests.support import Client, Database, raises
+from tests.support import Client, Database, raises, wait_until
 
 ANNE, BOB = UUID(int=1), UUID(int=2)
+
+WAITING = "select count(*) = 1 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
 
 REMEMBER = "select (llm.remember('user', %s, %s, %s)).memory_id"
 
@@ -315,6 +317,26 @@ def test_an_application_does_not_rewrite_what_was_known(acme: Client) -> None:
 
 
 # Several at once
+
+
+@pytest.mark.parametrize("first_has_many", [False, True])
+def test_a_predicate_does_not_become_one_of_many_values_at_once(database: Database, first_has_many: bool) -> None:
+    """Both say that they are the first, of whom one waits."""
+    first, second, db = (database.client(user) for user in ("app", "app", "postgres"))
+    remember = "select llm.remember('agent', 'a', 'speaks', %s, p_many => %s)"
+
+    def remember_other() -> None:
+        with second.tenant("acme"):
+            second.run(remember, Jsonb("Danish"), not first_has_many)
+
+    with ThreadPoolExecutor(1) as pool:
+        with first.tenant("acme"):
+            first.run(remember, Jsonb("Norwegian"), first_has_many)
+            other = pool.submit(remember_other)
+            wait_until(lambda: other.done() or db.one(WAITING))
+        with raises(InvalidParameterValue, match="predicate speaks has (many values|one value) at a time"):
+            other.result()
+    assert db.column("select value from llm.memories") == ["Norwegian"]
 
 
 def test_facts_that_contradict_remembered_at_once_follow_each_other(database: Database) -> None:

@@ -74,6 +74,12 @@ begin
         return p_json::jsonb;
     end if;
     return llm.clean_jsonb(p_json);
+exception
+    when invalid_text_representation then
+        raise exception 'this is not JSON: %', quote_literal(left(p_json, 100))
+            using errcode = 'invalid_text_representation',
+                  detail = sqlerrm,
+                  hint = 'Give JSON text: a string in it stands in double quotes.';
 end
 $$;
 
@@ -145,13 +151,37 @@ create function llm._refuse_messages(
 )
     returns void
     language plpgsql
-    immutable
+    stable
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_message record;
+    v_field   record;
 begin
-    perform llm._refuse_message('message ' || e.number - 1, e.value ->> 'role', e.value -> 'content', coalesce(e.value ->> 'status', 'complete'))
-    from jsonb_array_elements(p_messages) with ordinality e (value, number)
-    order by e.number;
+    for v_message in
+        select 'message ' || e.number - 1 as name, e.value
+        from jsonb_array_elements(p_messages) with ordinality e (value, number)
+        order by e.number
+    loop
+        for v_field in
+            select f.name, f.type
+            from (values
+                ('message_id', 'uuid'), ('token_count', 'integer'), ('cost', 'numeric'), ('is_pinned', 'boolean'), ('created_at', 'timestamptz')
+            ) f (name, type)
+            where not pg_input_is_valid(v_message.value ->> f.name, f.type)
+        loop
+            raise exception '% has % %', v_message.name, v_field.name, left((v_message.value -> v_field.name)::text, 50)
+                using errcode = 'invalid_parameter_value',
+                      hint = format('That is of type %s.', v_field.type);
+        end loop;
+        perform
+            llm._refuse_message(
+                v_message.name, v_message.value ->> 'role', v_message.value -> 'content', coalesce(v_message.value ->> 'status', 'complete')
+            ),
+            llm._refuse_amounts(
+                v_message.name, (v_message.value ->> 'token_count')::integer, (v_message.value ->> 'cost')::double precision
+            );
+    end loop;
 end
 $$;
 
@@ -251,13 +281,16 @@ declare
     v_conversation record;
     v_appended     llm.appended_message;
 begin
-    if (p_role in ('user', 'assistant', 'system', 'tool') and p_content is not null and p_parts is null and p_status = 'complete') is not true then
+    if (p_role in ('user', 'assistant', 'system', 'tool') and p_content is not null and p_parts is null and p_status = 'complete'
+        and coalesce(p_token_count, 0) >= 0 and coalesce(p_cost, 0) >= 0 and coalesce(p_cost, 0) < 'Infinity') is not true
+    then
         if p_content is not null and p_parts is not null then
             raise exception 'the message has both p_content and p_parts'
                 using errcode = 'invalid_parameter_value',
                       hint = 'Give plain text in p_content, or JSON in p_parts.';
         end if;
         perform llm._refuse_message('the message'::text, p_role, v_content, p_status);
+        perform llm._refuse_amounts('the message'::text, p_token_count, p_cost);
     end if;
 
     if p_message_id is not null then

@@ -46,6 +46,18 @@ declare
     v_each   record;
     v_value  jsonb;
 begin
+    if (octet_length(p_checkpoint_id) between 1 and 200 and octet_length(p_checkpoint_ns) <= 1000) is not true then
+        raise exception 'checkpoint_id and checkpoint_ns have % and % bytes', coalesce(octet_length(p_checkpoint_id)::text, 'no'),
+            coalesce(octet_length(p_checkpoint_ns)::text, 'no')
+            using errcode = 'invalid_parameter_value',
+                  hint = 'A checkpoint_id has 1 to 200 bytes, a checkpoint_ns at most 1000; the one of the graph itself is ''''.';
+    end if;
+    if (jsonb_typeof(p_checkpoint) = 'object' and jsonb_typeof(p_metadata) = 'object' and jsonb_typeof(p_channels) = 'object') is not true then
+        raise exception 'checkpoint % is %, its metadata %, its channels %', p_checkpoint_id, coalesce(jsonb_typeof(p_checkpoint), 'null'),
+            coalesce(jsonb_typeof(p_metadata), 'null'), coalesce(jsonb_typeof(p_channels), 'null')
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Each is an object; what is empty is ''{}''.';
+    end if;
     select t.thread_no
     into v_thread
     from llm.checkpoint_threads t
@@ -70,16 +82,22 @@ begin
         ),
         '{}'
     );
-    missing := array(select u.name from unnest(p_unchanged) u (name) where not channels ? u.name and not p_channels ? u.name);
-    for v_each in select c.key, c.value from jsonb_each(p_channels) c loop
-        if jsonb_typeof(v_each.value -> 1) is distinct from 'string' or v_each.value -> 2 is not null then
-            v_value := llm._put_channel(v_tenant, v_thread, v_each.value, p_contents[(v_each.value ->> 5)::integer]);
-            if v_value is null then
-                missing := missing || v_each.key;
-            end if;
-            v_each.value := v_value;
+    channels := channels || p_channels;
+    missing := '{}';
+    if not channels ?& p_unchanged then
+        missing := array(select u.name from unnest(p_unchanged) u (name) where not channels ? u.name);
+    end if;
+    for v_each in
+        select c.key, c.value
+        from jsonb_each(p_channels) c
+        where jsonb_typeof(c.value -> 1) is distinct from 'string'
+            or c.value -> 2 is not null
+    loop
+        v_value := llm._put_channel(v_tenant, v_thread, v_each.value, p_contents[(v_each.value ->> 5)::integer]);
+        if v_value is null then
+            missing := missing || v_each.key;
         end if;
-        channels := channels || jsonb_build_object(v_each.key, v_each.value);
+        channels := channels || jsonb_build_object(v_each.key, v_value);
     end loop;
     stored := missing = '{}';
     if stored then
@@ -131,6 +149,17 @@ declare
     v_thread bigint;
     v_count  integer;
 begin
+    if (octet_length(p_checkpoint_id) between 1 and 200 and octet_length(p_checkpoint_ns) <= 1000
+        and octet_length(p_task_id) between 1 and 200 and p_task_path is not null
+        and cardinality(p_indexes) = all (array[cardinality(p_channels), cardinality(p_types), cardinality(p_contents)])
+        and num_nulls(array_position(p_indexes, null), array_position(p_channels, null), array_position(p_types, null),
+                      array_position(p_contents, null)) = 4) is not true
+    then
+        raise exception 'the writes of task % to checkpoint % are not given as they should be', coalesce(p_task_id, 'null'),
+            coalesce(p_checkpoint_id, 'null')
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Each has an index, a channel, a type and a content; ids have 1 to 200 bytes, a checkpoint_ns at most 1000.';
+    end if;
     select t.thread_no
     into v_thread
     from llm.checkpoint_threads t
@@ -305,6 +334,7 @@ declare
     v_tenant     text := llm._checkpoint_tenant();
     v_checkpoint record;
 begin
+    perform llm._check_page(p_limit, 0::bigint);
     for v_checkpoint in
         select t.thread_id, c.checkpoint_ns, c.checkpoint_id
         from llm.checkpoint_threads t
@@ -314,7 +344,7 @@ begin
             and (p_checkpoint_ns is null or c.checkpoint_ns = p_checkpoint_ns)
             and (p_checkpoint_id is null or c.checkpoint_id = p_checkpoint_id)
             and (p_before is null or c.checkpoint_id < p_before)
-            and c.metadata @> p_filter
+            and c.metadata @> coalesce(p_filter, '{}')
         order by c.checkpoint_id desc, t.thread_id, c.checkpoint_ns
         limit p_limit
     loop

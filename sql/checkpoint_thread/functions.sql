@@ -50,10 +50,11 @@ begin
         and t.thread_id = p_source
     for update;
     if not found then
-        raise exception 'thread % does not exist', p_source
+        raise exception 'thread % does not exist', coalesce(p_source, 'null')
             using errcode = 'no_data_found',
                   hint = 'A thread begins with its first checkpoint; a user sees his own threads only.';
     end if;
+    perform llm._require_thread_id(p_target);
     insert into llm.checkpoint_threads (tenant_id, thread_id, user_id)
     select t.tenant_id, p_target, t.user_id
     from llm.checkpoint_threads t

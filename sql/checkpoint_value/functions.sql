@@ -23,6 +23,27 @@ comment on function llm._checkpoint_tenant() is
 'The tenant of this transaction. Errors: object_not_in_prerequisite_state when there is none.';
 
 
+create function llm._require_thread_id(
+    p_thread_id text
+)
+    returns void
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if (octet_length(p_thread_id) between 1 and 1000) is not true then
+        raise exception 'a thread_id of % bytes', coalesce(octet_length(p_thread_id)::text, 'no')
+            using errcode = 'invalid_parameter_value',
+                  hint = 'It has 1 to 1000 bytes.';
+    end if;
+end
+$$;
+
+comment on function llm._require_thread_id(text) is
+'Refuses what cannot be the id of a thread. Errors: invalid_parameter_value.';
+
+
 create function llm._begin_thread(
     p_tenant    text,
     p_thread_id text
@@ -35,6 +56,7 @@ as $$
 declare
     v_thread bigint;
 begin
+    perform llm._require_thread_id(p_thread_id);
     insert into llm.checkpoint_threads (tenant_id, thread_id, user_id)
     values (p_tenant, p_thread_id, llm.current_user_id())
     on conflict (tenant_id, thread_id) do nothing;
@@ -54,7 +76,8 @@ end
 $$;
 
 comment on function llm._begin_thread(text, text) is
-'The number of a thread that was not found, made if it does not exist. Errors: insufficient_privilege when it is another user''s.';
+'The number of a thread that was not found, made if it does not exist. Errors: insufficient_privilege when it is another user''s;
+invalid_parameter_value for a bad id.';
 
 
 -- Values
@@ -114,46 +137,6 @@ $$;
 
 comment on function llm._checkpoint_content(text, bigint, uuid, integer) is
 'The value that the pieces of a log are, up to a number. Errors: data_corrupted when pieces are missing.';
-
-
-create function llm._put_piece(
-    p_tenant  text,
-    p_thread  bigint,
-    p_log     uuid,
-    p_number  integer,
-    p_base    uuid,
-    p_ends_at bigint,
-    p_digest  bytea,
-    p_content bytea
-)
-    returns boolean
-    language plpgsql
-    volatile
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if octet_length(p_content) < 2000 then
-        insert into llm.checkpoint_pieces (tenant_id, thread_no, log_id, number, base_log, ends_at, digest, content)
-        values (p_tenant, p_thread, p_log, p_number, p_base, p_ends_at, p_digest, p_content)
-        on conflict do nothing;
-        return found;
-    end if;
-    with piece as (
-        insert into llm.checkpoint_pieces (tenant_id, thread_no, log_id, number, base_log, ends_at, digest, hash)
-        values (p_tenant, p_thread, p_log, p_number, p_base, p_ends_at, p_digest, sha256(p_content))
-        on conflict do nothing
-        returning hash
-    )
-    insert into llm.checkpoint_blobs as b (tenant_id, hash, refs, content)
-    select p_tenant, p.hash, 1, p_content
-    from piece p
-    on conflict (tenant_id, hash) do update set refs = b.refs + 1;
-    return found;
-end
-$$;
-
-comment on function llm._put_piece(text, bigint, uuid, integer, uuid, bigint, bytea, bytea) is
-'Stores a piece, unless the log has one of that number; returns whether it did.';
 
 
 create function llm._cut_log(
@@ -235,6 +218,7 @@ declare
     v_content bytea := p_content;
     v_ends_at bigint := v_keep + octet_length(p_content);
     v_end     bigint;
+    v_next    uuid;
     v_base    uuid;
 begin
     if v_log is not null then
@@ -260,25 +244,40 @@ begin
     end if;
 
     if v_content <> ''::bytea or v_log is null then
-        v_base := v_log;
         v_number := v_number + 1;
         v_digest := substring(sha256(coalesce(v_digest, ''::bytea) || v_content) from 1 for 16);
         -- The usual case: the next piece of the log. Where that is taken, another checkpoint went on from the same one.
-        if v_base is null
-            or not llm._put_piece(p_tenant, p_thread, v_log, v_number, null::uuid, v_ends_at, v_digest, v_content)
-               and not exists (
-                   select
-                   from llm.checkpoint_pieces p
-                   where p.tenant_id = p_tenant
-                       and p.thread_no = p_thread
-                       and p.log_id = v_log
-                       and p.number = v_number
-                       and p.digest = v_digest
-               )
-        then
-            v_log := gen_random_uuid();
-            perform llm._put_piece(p_tenant, p_thread, v_log, v_number, v_base, v_ends_at, v_digest, v_content);
-        end if;
+        v_next := coalesce(v_log, gen_random_uuid());
+        loop
+            v_base := nullif(v_log, v_next);
+            if octet_length(v_content) < 2000 then
+                insert into llm.checkpoint_pieces (tenant_id, thread_no, log_id, number, base_log, ends_at, digest, content)
+                values (p_tenant, p_thread, v_next, v_number, v_base, v_ends_at, v_digest, v_content)
+                on conflict do nothing;
+            else
+                with piece as (
+                    insert into llm.checkpoint_pieces (tenant_id, thread_no, log_id, number, base_log, ends_at, digest, hash)
+                    values (p_tenant, p_thread, v_next, v_number, v_base, v_ends_at, v_digest, sha256(v_content))
+                    on conflict do nothing
+                    returning hash
+                )
+                insert into llm.checkpoint_blobs as b (tenant_id, hash, refs, content)
+                select p_tenant, p.hash, 1, v_content
+                from piece p
+                on conflict (tenant_id, hash) do update set refs = b.refs + 1;
+            end if;
+            exit when found;
+            perform
+            from llm.checkpoint_pieces p
+            where p.tenant_id = p_tenant
+                and p.thread_no = p_thread
+                and p.log_id = v_next
+                and p.number = v_number
+                and p.digest = v_digest;
+            exit when found;
+            v_next := gen_random_uuid();
+        end loop;
+        v_log := v_next;
     end if;
     return jsonb_build_array(p_value -> 0, v_log, v_number, p_value -> 3, encode(v_digest, 'hex'));
 end
@@ -340,5 +339,5 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_owner'],
-    '_begin_thread', '_checkpoint_content', '_put_piece', '_cut_log', '_put_channel'
+    '_require_thread_id', '_begin_thread', '_checkpoint_content', '_cut_log', '_put_channel'
 );

@@ -31,21 +31,21 @@ create table if not exists llm.checkpoint_blobs (
 comment on table llm.checkpoint_blobs is
 'Contents of 2,000 bytes or more, once a tenant: hash is their SHA-256, refs counts the pieces and writes that have it. The last one takes it along.';
 
+-- Without checks: as llm.checkpoints.
 create table if not exists llm.checkpoint_pieces (
     tenant_id  text not null,
     thread_no  bigint not null,
     log_id     uuid not null,
-    number     integer not null check (number > 0),
+    number     integer not null,
     base_log   uuid,
-    ends_at    bigint not null check (ends_at >= 0),
-    digest     bytea not null check (octet_length(digest) = 16),
+    ends_at    bigint not null,
+    digest     bytea not null,
     hash       bytea,
     content    bytea,
 
     primary key (tenant_id, thread_no, log_id, number),
     foreign key (tenant_id, thread_no) references llm.checkpoint_threads (tenant_id, thread_no) on delete cascade,
-    foreign key (tenant_id, hash) references llm.checkpoint_blobs,
-    constraint checkpoint_pieces_content_check check ((hash is null) <> (content is null))
+    foreign key (tenant_id, hash) references llm.checkpoint_blobs
 );
 
 comment on table llm.checkpoint_pieces is
@@ -86,3 +86,4 @@ select llm.register_personal_data('llm.checkpoint_threads'::regclass, 'user_id':
 select llm.register_personal_data(
     'llm.checkpoint_pieces'::regclass, null::text, 'delete'::text, 'llm.checkpoint_threads'::regclass, null::text[], null::text
 );
+select llm.register_personal_data('llm.checkpoint_blobs'::regclass, null::text, 'release'::text, null::regclass, null::text[], null::text);

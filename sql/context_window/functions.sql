@@ -51,6 +51,11 @@ declare
     v_branch  bigint := llm._branch(v_tenant, p_conversation_id, p_branch);
     v_message record;
 begin
+    if p_summary is null or p_token_count < 0 then
+        raise exception 'a summary of % characters and % tokens', coalesce(length(p_summary)::text, 'no'), coalesce(p_token_count::text, 'unknown')
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Give the words in p_summary; p_token_count is not negative, and null when unknown.';
+    end if;
     select m.branch, m.user_id
     into v_message
     from llm._branch_path(v_tenant, p_conversation_id, v_branch) p
@@ -162,6 +167,11 @@ declare
     v_quota   bigint;
     v_recalls uuid[] := '{}';
 begin
+    if (p_max_tokens >= 0) is not true then
+        raise exception 'a context window of % tokens', coalesce(p_max_tokens::text, 'no')
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Say in p_max_tokens how many the model takes.';
+    end if;
     -- What always is in it.
     with kept as materialized (
         select m.message_id, m.branch, m.seq, m.token_count, m.content

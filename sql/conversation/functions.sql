@@ -246,8 +246,7 @@ declare
     v_tenant  text := llm._conversation_tenant();
     v_deleted timestamptz;
 begin
-    select c.deleted_at
-    into v_deleted
+    select c.deleted_at into v_deleted
     from llm.conversations c
     where c.tenant_id = v_tenant
         and c.conversation_id = p_conversation_id
@@ -288,6 +287,7 @@ declare
     v_tenant text := llm._conversation_tenant();
     v_count  bigint;
 begin
+    perform llm._check_page(p_limit, 0::bigint);
     with due as (
         select c.conversation_id
         from llm.conversations c
@@ -406,12 +406,12 @@ as $$
 declare
     v_tenant text := llm._conversation_tenant();
     v_user   uuid := coalesce(p_user_id, llm.current_user_id());
-    v_to     timestamptz := p_to;
+    v_to     timestamptz := coalesce(p_to, 'infinity');
     v_after  uuid;
 begin
+    perform llm._check_page(p_limit, p_offset);
     if p_after is not null then
-        select c.created_at, c.conversation_id
-        into v_to, v_after
+        select c.created_at, c.conversation_id into v_to, v_after
         from llm.conversations c
         where c.tenant_id = v_tenant
             and c.conversation_id = p_after;
@@ -426,10 +426,10 @@ begin
         from llm.conversations c
         where c.tenant_id = v_tenant
             and (v_user is null or c.user_id = v_user)
-            and c.created_at >= p_from
+            and c.created_at >= coalesce(p_from, '-infinity')
             and c.created_at <= v_to
             and (v_after is null or (c.created_at, c.conversation_id) < (v_to, v_after))
-            and (p_tags = '{}' or c.tags @> p_tags)
+            and (coalesce(p_tags, '{}') = '{}' or c.tags @> p_tags)
             and c.deleted_at is null
         order by c.created_at desc, c.conversation_id desc
         limit p_limit
@@ -439,8 +439,8 @@ $$;
 
 comment on function llm.list_conversations(uuid, timestamptz, timestamptz, text[], bigint, uuid, bigint) is
 'Conversations, newest first. p_user_id: of this user, by default that of llm.set_user(), if there is one; p_from, p_to: created between; p_tags:
-that have all of these; p_limit: at most so many; p_after: the last conversation of the page before, which costs the same for every page, where
-p_offset reads all that it leaves out. Errors: no_data_found when p_after does not exist.';
+that have all of these; p_limit: at most so many, each null for any; p_after: the last conversation of the page before, which costs the same for every
+page, where p_offset reads all that it leaves out. Errors: no_data_found when p_after does not exist.';
 
 
 create function llm.count_conversations(
@@ -463,8 +463,8 @@ begin
         from llm.conversations c
         where c.tenant_id = v_tenant
             and (v_user is null or c.user_id = v_user)
-            and c.created_at between p_from and p_to
-            and (p_tags = '{}' or c.tags @> p_tags)
+            and c.created_at between coalesce(p_from, '-infinity') and coalesce(p_to, 'infinity')
+            and (coalesce(p_tags, '{}') = '{}' or c.tags @> p_tags)
             and c.deleted_at is null
     );
 end

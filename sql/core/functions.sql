@@ -168,7 +168,52 @@ comment on function llm.clean_jsonb(text) is
 marked as llm.clean_text marks them. p_json: one JSON value. Errors: invalid_text_representation when it is not JSON.';
 
 
+create function llm._check_page(
+    p_limit  bigint,
+    p_offset bigint default 0
+)
+    returns void
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if p_limit < 0 or p_offset < 0 then
+        raise exception 'a page of % rows after %', coalesce(p_limit::text, 'all'), coalesce(p_offset, 0)
+            using errcode = 'invalid_parameter_value',
+                  hint = 'p_limit and p_offset are not negative; p_limit is null for all.';
+    end if;
+end
+$$;
+
+comment on function llm._check_page(bigint, bigint) is
+'Refuses a page that there cannot be. Errors: invalid_parameter_value.';
+
+
+create function llm._in_hours(
+    p_interval interval
+)
+    returns interval
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if p_interval <= '0' or p_interval > '10000 years' and isfinite(p_interval) then
+        raise exception 'a duration of %', p_interval
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Durations are positive, and at most 10000 years, or infinity.';
+    end if;
+    return case when isfinite(p_interval) then make_interval(secs => extract(epoch from p_interval)::double precision) else p_interval end;
+end
+$$;
+
+comment on function llm._in_hours(interval) is
+'The same duration without days and months, which are of different length in time zones with summer time: a day is 24 hours, a month 30 days.
+Errors: invalid_parameter_value when it is not positive, or longer than 10000 years and not infinite.';
+
+
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader', 'llm_auditor'],
-    '_boot', 'version', 'uuid_v7', 'clean_text', 'original_bytes', 'clean_jsonb'
+    '_boot', '_check_page', '_in_hours', 'version', 'uuid_v7', 'clean_text', 'original_bytes', 'clean_jsonb'
 );

@@ -8,8 +8,8 @@ create type llm.erasure as (
 );
 
 comment on type llm.erasure is
-'What became of a user''s rows in a table: action is delete, anonymize, shred or keep, null for a table that is not registered; rows, of how many;
-residual, in how many other rows the user is still found, in these columns; reason: why rows are kept.';
+'What became of a user''s rows in a table: action is delete, anonymize, shred, release or keep, null for a table that is not registered; rows, of how
+many; residual, in how many other rows the user is still found, in these columns; reason: why rows are kept.';
 
 
 create function llm._rows_of_user(
@@ -33,6 +33,7 @@ begin
     end if;
     select string_agg(
         case
+            when d.action = 'release' then llm._rows_referred_to(p_relation::regclass, p_alias)
             when d.via = '' then format(
                 case a.atttypid when 'uuid'::regtype then '%s.%I = $2' else '%s.%I = $2::text' end, p_alias, d.user_column
             )
@@ -73,6 +74,50 @@ $$;
 comment on function llm._rows_of_user(text, text, text) is
 'The condition for rows of a registered table, called p_alias, that are of user $2 of tenant $1. p_only: by one registration, its user_column or via.
 Errors: program_limit_exceeded when tables refer to each other in a circle.';
+
+
+create function llm._rows_referred_to(
+    p_relation regclass,
+    p_alias    text
+)
+    returns text
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (
+        select coalesce(
+            format('(%s) and not (%s)',
+                string_agg(r.referring || format(' and (%s))', r.of_user), ' or '),
+                string_agg(r.referring || format(' and (%s) is not true)', r.of_user), ' or ')
+            ),
+            'false'
+        )
+        from (
+            select
+                format(
+                    'exists (select from %s %s where (%s) = (%s)', k.conrelid::regclass, p_alias || 'r',
+                    string_agg(format('%s.%I', p_alias || 'r', theirs.attname), ', ' order by c.position),
+                    string_agg(format('%s.%I', p_alias, ours.attname), ', ' order by c.position)
+                ) as referring,
+                llm._rows_of_user(k.conrelid::regclass::text, p_alias || 'r', null::text) as of_user
+            from pg_constraint k
+            cross join lateral unnest(k.conkey, k.confkey) with ordinality c (theirs, ours, position)
+            join pg_attribute theirs on theirs.attrelid = k.conrelid and theirs.attnum = c.theirs
+            join pg_attribute ours on ours.attrelid = k.confrelid and ours.attnum = c.ours
+            where k.contype = 'f'
+                and k.conparentid = 0
+                and k.confrelid = p_relation
+            group by k.oid, k.conrelid
+            order by k.oid
+        ) r
+    );
+end
+$$;
+
+comment on function llm._rows_referred_to(regclass, text) is
+'The condition for rows of a table, called p_alias, that rows of user $2 of tenant $1 refer to, and no others.';
 
 
 create function llm._personal_tables()
@@ -126,6 +171,55 @@ $$;
 
 comment on function llm._lock_rows_of_user(text, uuid, text, text) is
 'Locks a user''s rows of a table, so that nobody adds any that refer to them. Returns how many.';
+
+
+create function llm._lock_released_rows(
+    p_tenant   text,
+    p_user_id  uuid,
+    p_relation text
+)
+    returns text[]
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_places text[];
+begin
+    execute format(
+        'select array_agg(l.place) from (select t.tableoid || '' '' || t.ctid as place from %s t where %s for update) l',
+        p_relation::regclass, llm._rows_of_user(p_relation, 't'::text, null::text)
+    )
+    into v_places
+    using p_tenant, p_user_id;
+    return coalesce(v_places, '{}');
+end
+$$;
+
+comment on function llm._lock_released_rows(text, uuid, text) is
+'Locks the rows of a table that only the user''s rows refer to. Returns where they are.';
+
+
+create function llm._delete_rows_at(
+    p_relation text,
+    p_places   text[]
+)
+    returns void
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    execute format(
+        'delete from %s t using unnest($1) p where t.ctid = split_part(p, '' '', 2)::tid and t.tableoid = split_part(p, '' '', 1)::oid',
+        p_relation::regclass
+    )
+    using p_places;
+end
+$$;
+
+comment on function llm._delete_rows_at(text, text[]) is
+'Deletes rows that llm._lock_released_rows() found, as far as no trigger has done so.';
 
 
 create function llm._erase_rows_of_user(
@@ -196,9 +290,7 @@ begin
         array_agg(
             case a.atttypid
                 when 'uuid'::regtype then format('coalesce(t.%I = $2, false)', a.attname)
-                when 'bytea'::regtype then format(
-                    'exists (select from unnest($3) n where position(convert_to(n, ''UTF8'') in t.%I) > 0)', a.attname
-                )
+                when 'bytea'::regtype then format('exists (select from unnest($3) n where position(convert_to(n, ''UTF8'') in t.%I) > 0)', a.attname)
                 else format('exists (select from unnest($3) n where strpos(lower(t.%I::text), n) > 0)', a.attname)
             end
             order by a.attnum
@@ -255,6 +347,8 @@ declare
     v_needles   text[];
     v_table     record;
     v_counts    jsonb := '{}';
+    v_places    text[];
+    v_released  jsonb := '{}';
     v_count     bigint;
     v_items     llm.erasure[] := '{}';
     v_relations text[] := '{}';
@@ -276,20 +370,31 @@ begin
 
     if not p_dry_run then
         -- From those that others refer to: in the order of all who add rows.
-        for v_table in select * from llm._personal_tables() p where p.action <> 'keep' order by p.depth desc, p.relation, p.user_column loop
+        for v_table in
+            select * from llm._personal_tables() p where p.action not in ('keep', 'release') order by p.depth desc, p.relation, p.user_column
+        loop
             v_counts := v_counts || jsonb_build_object(
                 v_table.relation || v_table.user_column || v_table.via,
                 llm._lock_rows_of_user(v_tenant, p_user_id, v_table.relation, v_table.user_column || v_table.via)
             );
         end loop;
+        for v_table in select * from llm._personal_tables() p where p.action = 'release' order by p.relation loop
+            v_places := llm._lock_released_rows(v_tenant, p_user_id, v_table.relation);
+            v_counts := v_counts || jsonb_build_object(v_table.relation, cardinality(v_places));
+            v_released := v_released || jsonb_build_object(v_table.relation, v_places);
+        end loop;
     end if;
 
-    for v_table in select * from llm._personal_tables() p order by p.depth, p.relation, p.user_column loop
+    for v_table in select * from llm._personal_tables() p order by p.action = 'release', p.depth, p.relation, p.user_column loop
         v_count := llm._erase_rows_of_user(
-            v_tenant, p_user_id, v_table.relation, v_table.user_column || v_table.via, case when p_dry_run then 'keep' else v_table.action end,
+            v_tenant, p_user_id, v_table.relation, v_table.user_column || v_table.via,
+            case when p_dry_run or v_table.action = 'release' then 'keep' else v_table.action end,
             case when v_table.action = 'anonymize' then array_remove(v_table.columns || v_table.user_column, '') else v_table.columns end,
             p_reason
         );
+        if v_released ? v_table.relation then
+            perform llm._delete_rows_at(v_table.relation, array(select jsonb_array_elements_text(v_released -> v_table.relation)));
+        end if;
         -- As they were before: rows may have gone with others, by a foreign key or a trigger.
         v_count := coalesce((v_counts ->> (v_table.relation || v_table.user_column || v_table.via))::bigint, v_count);
         v_items := v_items || (v_table.relation, v_table.action, v_count, 0, '{}', v_table.reason)::llm.erasure;
@@ -362,7 +467,7 @@ as $$
     select k.conrelid::regclass::text, 'refers to ' || d.relation
     from llm.personal_data d
     join pg_constraint k on k.contype = 'f' and k.conparentid = 0 and k.confrelid = to_regclass(d.relation)
-    where d.action <> 'keep'
+    where d.action not in ('keep', 'release')
         and not exists (select from llm.personal_data o where to_regclass(o.relation) = k.conrelid::regclass)
     union all
     select d.relation, 'is registered and not there'
@@ -379,7 +484,8 @@ comment on function llm._unregistered_tables() is
 
 select llm._grant_execute(
     array['llm_owner'],
-    '_rows_of_user', '_personal_tables', '_lock_rows_of_user', '_erase_rows_of_user', '_residual_rows'
+    '_rows_of_user', '_rows_referred_to', '_personal_tables', '_lock_rows_of_user', '_lock_released_rows', '_delete_rows_at',
+    '_erase_rows_of_user', '_residual_rows'
 );
 
 select llm._grant_execute(

@@ -185,29 +185,6 @@ comment on function llm._identity_setting(text, text) is
 'A value of llm.config as text: the tenant''s, else the global one, else p_default.';
 
 
-create function llm._in_hours(
-    p_interval interval
-)
-    returns interval
-    language plpgsql
-    immutable
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if p_interval <= '0' then
-        raise exception 'a duration of %', p_interval
-            using errcode = 'invalid_parameter_value',
-                  hint = 'Durations are positive.';
-    end if;
-    return case when isfinite(p_interval) then make_interval(secs => extract(epoch from p_interval)::double precision) else p_interval end;
-end
-$$;
-
-comment on function llm._in_hours(interval) is
-'The same duration without days and months, which are of different length in time zones with summer time: a day is 24 hours, a month 30 days.
-Errors: invalid_parameter_value when it is not positive.';
-
-
 create function llm._new_token(
     p_kind     text,
     out token  text,
@@ -248,6 +225,39 @@ comment on type llm.user_account is
 'A user of the current tenant.';
 
 
+create function llm._check_user(
+    p_username    text,
+    p_email       text,
+    p_preferences jsonb
+)
+    returns void
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if length(p_username) not between 1 and 320 or p_username ~ '[[:cntrl:]]' then
+        raise exception 'a username of % characters%', length(p_username), case when p_username ~ '[[:cntrl:]]' then ', not all printable' else '' end
+            using errcode = 'check_violation',
+                  hint = 'It has 1 to 320 printable characters.';
+    end if;
+    if length(p_email) not between 3 and 320 then
+        raise exception 'an e-mail address of % characters', length(p_email)
+            using errcode = 'check_violation',
+                  hint = 'It has 3 to 320; null for none.';
+    end if;
+    if jsonb_typeof(p_preferences) <> 'object' then
+        raise exception 'preferences that are %', jsonb_typeof(p_preferences)
+            using errcode = 'check_violation',
+                  hint = 'They are a JSON object, such as {"language": "no"}.';
+    end if;
+end
+$$;
+
+comment on function llm._check_user(text, text, jsonb) is
+'Refuses what the constraints of llm.users would, in the user''s words. Errors: check_violation.';
+
+
 create function llm.create_user(
     p_username     text,
     p_password     text default null,
@@ -265,6 +275,12 @@ declare
     v_tenant text := llm._user_tenant();
     v_user   uuid := coalesce(p_user_id, llm.uuid_v7());
 begin
+    if p_username is null then
+        raise exception 'a user without a username'
+            using errcode = 'not_null_violation',
+                  hint = 'Give p_username, what the user logs in by.';
+    end if;
+    perform llm._check_user(p_username, p_email, p_preferences);
     insert into llm.users (tenant_id, user_id, username, email, display_name, preferences)
     values (v_tenant, v_user, p_username, p_email, p_display_name, coalesce(p_preferences, '{}'));
     if p_password is not null then
@@ -326,6 +342,7 @@ as $$
 declare
     v_tenant text := llm._user_tenant();
 begin
+    perform llm._check_user(p_username, p_email, p_preferences);
     update llm.users u
     set username = coalesce(p_username, u.username),
         email = coalesce(p_email, u.email),
@@ -423,6 +440,7 @@ declare
     v_tenant text := llm._user_tenant();
     v_count  bigint;
 begin
+    perform llm._check_page(p_limit::bigint, 0::bigint);
     delete from llm.users u
     where u.tenant_id = v_tenant
         and u.user_id in (
@@ -456,7 +474,7 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app'],
-    '_require_user', '_identity_setting', '_in_hours', '_new_token', 'create_user', 'update_user', 'delete_user'
+    '_require_user', '_identity_setting', '_new_token', '_check_user', 'create_user', 'update_user', 'delete_user'
 );
 
 select llm._grant_execute(

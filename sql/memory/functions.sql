@@ -159,8 +159,8 @@ begin
     end;
     p_fact.content := coalesce(p_fact.content, p_fact.predicate || ': ' || coalesce(p_fact.value #>> '{}', 'null'));
     perform llm._check_memory(p_fact);
-    if coalesce(p_fact.valid_from, clock_timestamp()) >= p_fact.valid_to then
-        raise exception 'a fact cannot hold from % until %', coalesce(p_fact.valid_from::text, 'now'), p_fact.valid_to
+    if coalesce(p_fact.valid_from, clock_timestamp()) >= coalesce(p_fact.valid_to, 'infinity') then
+        raise exception 'a fact cannot hold from % until %', coalesce(p_fact.valid_from::text, 'now'), coalesce(p_fact.valid_to::text, 'ever')
             using errcode = 'invalid_parameter_value',
                   hint = 'It ends after it begins; without p_valid_from it begins now.';
     end if;

@@ -16,14 +16,17 @@ create table if not exists llm.memories (
     valid      tstzrange not null default tstzrange(clock_timestamp(), null),
     known      tstzrange not null default tstzrange(clock_timestamp(), null),
     words      tsvector not null generated always as (to_tsvector('simple'::regconfig, content)) stored,
-    -- What at any time has one value; for a predicate with many of them, the value itself.
+    -- What has one value at any time; or, each with a slot of its own, many values: one that fills all slots goes with none of them.
     fact       uuid not null generated always as (encode(substr(sha256(
         replace(
             octet_length(owner)::text || ':' || octet_length(subject)::text || ':' || octet_length(predicate)::text || ':'
-            || scope || owner || subject || predicate || case when many then value::text else '' end,
+            || scope || owner || subject || predicate,
             e'\\', e'\\\\'
         )::bytea
     ), 1, 16), 'hex')::uuid) stored,
+    slot       int8range not null generated always as (case when many then
+                   int8range(jsonb_hash_extended(value, 0) / 2, jsonb_hash_extended(value, 0) / 2, '[]')
+               else '(,)' end) stored,
 
     primary key (tenant_id, memory_id),
     constraint memories_of_user_check check (scope <> 'user' or owner = user_id::text),
@@ -31,7 +34,7 @@ create table if not exists llm.memories (
         lower_inc(valid) <> lower_inf(valid) and not upper_inc(valid) and isfinite(coalesce(lower(valid), upper(valid), '2000-01-01Z'))
         and isfinite(coalesce(upper(valid), '2000-01-01Z')) and lower_inc(known) and not upper_inc(known) and isfinite(lower(known))
     ),
-    constraint memories_contradiction exclude using gist (tenant_id with =, fact with =, valid with &&, known with &&)
+    constraint memories_contradiction exclude using gist (tenant_id with =, fact with =, slot with &&, valid with &&, known with &&)
 );
 
 comment on table llm.memories is

@@ -17,6 +17,29 @@ comment on function llm._refuse_message_id(uuid) is
 'Raises no_data_found: there is no such message.';
 
 
+create function llm._refuse_amounts(
+    p_what        text,
+    p_token_count integer,
+    p_cost        double precision
+)
+    returns void
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if p_token_count < 0 or p_cost < 0 or p_cost >= 'Infinity' then
+        raise exception '% has % tokens, and cost %', p_what, coalesce(p_token_count::text, 'unknown'), coalesce(p_cost::text, 'unknown')
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Neither is negative, and both are finite; null when unknown.';
+    end if;
+end
+$$;
+
+comment on function llm._refuse_amounts(text, integer, double precision) is
+'Raises invalid_parameter_value when tokens or cost of a message cannot be. p_what: how it is called there.';
+
+
 -- Reading
 
 create function llm._newest_messages(
@@ -69,6 +92,9 @@ declare
     v_tenant text := llm._conversation_tenant();
     v_branch bigint;
 begin
+    if p_limit < 0 then
+        perform llm._check_page(p_limit, 0::bigint);
+    end if;
     select coalesce(p_branch, c.branch)
     into v_branch
     from llm.conversations c
@@ -313,6 +339,7 @@ begin
                   hint = 'What was said stays: llm.edit_message() says something else on a new branch.';
     end if;
     perform llm._refuse_message('the message'::text, v_old.role, coalesce(v_content, v_old.content), coalesce(p_status, v_old.status));
+    perform llm._refuse_amounts('the message'::text, p_token_count, p_cost);
 
     update llm.messages m
     set content = coalesce(v_content, m.content),
@@ -462,7 +489,7 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_owner'],
-    '_lock_message', '_newest_messages'
+    '_refuse_amounts', '_lock_message', '_newest_messages'
 );
 
 select llm._grant_execute(

@@ -21,6 +21,9 @@ declare
     v_tenant   text := llm._conversation_tenant();
     v_appended llm.appended_message;
 begin
+    if p_limit < 0 then
+        perform llm._check_page(p_limit, 0::bigint);
+    end if;
     v_appended := llm._append_message(
         v_tenant, p_conversation_id, p_role, p_content, p_parts, p_message_id, p_token_count, p_cost, 'complete'::text, p_metadata, false,
         null::bigint
@@ -147,7 +150,9 @@ begin
     end if;
     return v_new.messages;
 exception
-    when check_violation or not_null_violation then
+    when check_violation or not_null_violation or invalid_text_representation or numeric_value_out_of_range or invalid_datetime_format
+        or datetime_field_overflow
+    then
         perform llm._refuse_messages(p_messages);
         raise;
 end

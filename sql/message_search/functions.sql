@@ -230,7 +230,8 @@ create function llm.search_messages(
     p_query           text,
     p_conversation_id uuid default null,
     p_limit           bigint default 20,
-    p_offset          bigint default 0
+    p_offset          bigint default 0,
+    p_embedding       @extschema:vector@.vector default null
 )
     returns table (
         conversation_id uuid, message_id uuid, branch bigint, seq bigint, role text, headline text, rank double precision, created_at timestamptz
@@ -241,31 +242,94 @@ create function llm.search_messages(
 as $$
 declare
     v_tenant text := llm._conversation_tenant();
-    v_query  tsquery := websearch_to_tsquery('simple'::regconfig, p_query);
+    v_query  tsquery := coalesce(websearch_to_tsquery('simple'::regconfig, p_query), '');
+    v_count  bigint := least(p_limit, 1000000000) + least(coalesce(p_offset, 0), 1000000000);
 begin
-    if coalesce(numnode(v_query), 0) = 0 then
+    perform llm._check_page(p_limit, p_offset);
+    if numnode(v_query) = 0 and p_embedding is null then
         raise exception 'there is no word to search for in %', coalesce(quote_literal(left(p_query, 100)), 'null')
             using errcode = 'invalid_parameter_value',
-                  hint = 'Give words; "words in quotes" stand together, or means either, - means not.';
+                  hint = 'Give words; "words in quotes" stand together, or means either, - means not. Or give p_embedding.';
     end if;
     return query
+        with found as materialized (
+            select f.message_id, f.rank, null::double precision as similarity
+            from llm._find_messages(v_query, p_conversation_id, v_count) f
+            where numnode(v_query) > 0
+            union all
+            select h.message_id, null, h.similarity
+            from llm._messages_by_meaning(p_embedding, p_conversation_id, v_count) h
+            where p_embedding is not null
+        ),
+        ranked as (
+            -- Of two lists the sum of 1 / (60 + place) in each (Cormack, Clarke, Buettcher 2009).
+            select
+                p.message_id,
+                case
+                    when p_embedding is null then max(p.rank)
+                    when numnode(v_query) = 0 then max(p.similarity)
+                    else sum(1 / (60 + p.place)::double precision)
+                end as rank
+            from (
+                select f.*, row_number() over (partition by f.rank is null order by f.rank desc, f.similarity desc, f.message_id) as place
+                from found f
+            ) p
+            group by p.message_id
+        )
         select
             m.conversation_id, m.message_id, m.branch, m.seq, m.role,
             ts_headline('simple'::regconfig, left(llm._message_text(m.content), 100000), v_query, 'MaxFragments=2, StartSel=«, StopSel=»'),
-            f.rank, m.created_at
-        from llm._find_messages(v_query, p_conversation_id, p_limit + p_offset) f
-        join llm.messages m on m.tenant_id = v_tenant and m.message_id = f.message_id
-        order by f.rank desc, m.created_at desc
+            r.rank, m.created_at
+        from ranked r
+        join llm.messages m on m.tenant_id = v_tenant and m.message_id = r.message_id
+        order by r.rank desc, m.created_at desc
         limit p_limit
         offset p_offset;
 end
 $$;
 
-comment on function llm.search_messages(text, uuid, bigint, bigint) is
+comment on function llm.search_messages(text, uuid, bigint, bigint, @extschema:vector@.vector) is
 'Messages with these words, best first, in all branches. p_query: words as in a web search: "together", or, -not; words are compared as they are
-written, in any case; p_conversation_id: in this one only; p_limit, p_offset: the page. headline shows the words in «» with what is around them;
-rank grows with how often they occur. Only the first 100,000 characters of a message are searched. Errors: invalid_parameter_value when there is no
-word in p_query.';
+written, in any case; p_conversation_id: in this one only; p_limit, p_offset: the page; p_embedding: a vector, of what is meant: among those of
+llm.embed_messages() the nearest are found; with p_query null by them alone, else by both, those first that are among the first of both.
+headline shows the words in «» with what is around them; rank grows with how often they occur, by meaning alone it is the cosine. Only the first
+100,000 characters of a message are searched. Errors: invalid_parameter_value when there is nothing to search for; undefined_object without
+llm.create_message_embeddings(); as llm.vector_search().';
+
+
+create function llm._messages_by_meaning(
+    p_embedding       @extschema:vector@.vector,
+    p_conversation_id uuid,
+    p_limit           bigint
+)
+    returns table (message_id uuid, similarity double precision)
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if p_embedding is null or p_limit < 1 then
+        return;
+    end if;
+    if not exists (select from llm.collections c where c.name = 'message_embeddings') then
+        raise exception 'no vectors of messages are kept here'
+            using errcode = 'undefined_object',
+                  hint = 'llm.create_message_embeddings() makes the collection that llm.embed_messages() fills.';
+    end if;
+    return query
+        select h.id::uuid, h.score
+        from llm.vector_search(
+            'message_embeddings'::text, p_embedding, least(p_limit, 10000)::integer,
+            case when p_conversation_id is not null then jsonb_build_object('must', jsonb_build_array(
+                jsonb_build_object('key', 'conversation_id', 'match', jsonb_build_object('value', p_conversation_id))
+            )) end,
+            null::double precision, null::integer, false, false
+        ) h;
+end
+$$;
+
+comment on function llm._messages_by_meaning(@extschema:vector@.vector, uuid, bigint) is
+'The messages whose vectors are nearest, of the tenant, and of the user if one is set. Errors: as llm.vector_search().';
 
 
 select llm._grant_execute(
@@ -280,7 +344,7 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_admin', 'llm_app', 'llm_reader'],
-    'search_messages'
+    'search_messages', '_messages_by_meaning'
 );
 
 select llm._grant_execute(

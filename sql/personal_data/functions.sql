@@ -12,17 +12,19 @@ create function llm.register_personal_data(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_missing text;
+    v_missing   text;
+    v_referring record;
 begin
-    if p_action is null or p_action not in ('delete', 'anonymize', 'shred', 'keep') then
+    if p_action is null or p_action not in ('delete', 'anonymize', 'shred', 'release', 'keep') then
         raise exception 'personal data cannot be forgotten by %', coalesce(quote_literal(p_action), 'null')
             using errcode = 'invalid_parameter_value',
-                  hint = 'Actions are delete, anonymize, shred and keep.';
+                  hint = 'Actions are delete, anonymize, shred, release and keep.';
     end if;
-    if p_table is null or (p_user_column is null) = (p_via is null) then
+    if p_table is null or num_nonnulls(p_user_column, p_via) <> (p_action <> 'release')::integer then
         raise exception 'it is not clear which rows of % are a user''s', coalesce(p_table::text, 'null')
             using errcode = 'invalid_parameter_value',
-                  hint = 'Give p_user_column, the column with the user''s id, or p_via, the table that a foreign key of this one leads to.';
+                  hint = 'Give p_user_column, the column with the user''s id, or p_via, the table that a foreign key of this one leads to; for'
+                         ' release neither: they are those that only rows of the user refer to.';
     end if;
     if p_action = 'shred' and cardinality(p_columns) is distinct from 1
         or p_action = 'keep' and coalesce(btrim(p_reason), '') = ''
@@ -60,6 +62,19 @@ begin
         execute format('grant select, update, delete on %s to llm_owner', p_table);
     end if;
 
+    if p_action = 'release' then
+        for v_referring in
+            select distinct c.oid::regclass as relation, c.relnamespace::regnamespace as namespace
+            from pg_constraint k
+            join pg_class c on c.oid = k.conrelid and c.relowner <> 'llm_owner'::regrole
+            where k.contype = 'f'
+                and k.confrelid = p_table
+        loop
+            execute format('grant usage on schema %s to llm_owner', v_referring.namespace);
+            execute format('grant select on %s to llm_owner', v_referring.relation);
+        end loop;
+    end if;
+
     insert into llm.personal_data as d (relation, user_column, via, action, columns, reason)
     values (p_table::text, coalesce(p_user_column, ''), coalesce(p_via::text, ''), p_action, coalesce(p_columns, '{}'), p_reason)
     on conflict (relation, user_column, via) do update
@@ -74,8 +89,9 @@ comment on function llm.register_personal_data(regclass, text, text, regclass, t
 'Tells llm.forget_user() of a table with rows of users; again to tell it otherwise. p_table: the table, the partitioned one if it has partitions;
 p_user_column: its column with the user''s id (uuid or text), or null with p_via: the registered table that its one foreign key leads to; p_action:
 delete the rows; anonymize: set the user column and p_columns null; shred: destroy the keys that the one column of p_columns names, and delete the
-rows; keep, for p_reason. A table that is not pg_llm''s is granted to llm_owner. For superusers. Errors: invalid_parameter_value, undefined_column,
-insufficient_privilege when row-level security would hide the rows.';
+rows; release, without user column and p_via: delete the rows that no rows but the user''s refer to by foreign keys; keep, for p_reason. A table
+that is not pg_llm''s is granted to llm_owner, and those that refer to one with released rows are, to be read. For superusers. Errors:
+invalid_parameter_value, undefined_column, insufficient_privilege when row-level security would hide the rows.';
 
 
 select llm._grant_execute(

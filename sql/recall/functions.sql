@@ -88,6 +88,7 @@ declare
     v_tenant   text := llm.current_tenant();
     v_now      timestamptz := clock_timestamp();
 begin
+    perform llm._check_page(p_limit::bigint, 0::bigint);
     return query
         select f.*
         from llm.memory_facts f
@@ -233,6 +234,7 @@ declare
     v_now      timestamptz := clock_timestamp();
     v_words    tsquery := replace(plainto_tsquery('simple'::regconfig, p_query)::text, ' & ', ' | ')::tsquery;
 begin
+    perform llm._check_page(p_limit::bigint, 0::bigint);
     return query
         with scored as (
             select

@@ -16,6 +16,35 @@ comment on type llm.session_access is
 llm.touch_session().';
 
 
+create function llm._check_session(
+    p_metadata jsonb,
+    p_context  jsonb,
+    p_device   text
+)
+    returns void
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if jsonb_typeof(p_metadata) <> 'object' or jsonb_typeof(p_context) <> 'object' then
+        raise exception 'a session whose metadata are %, its context %', coalesce(jsonb_typeof(p_metadata), 'not given'),
+            coalesce(jsonb_typeof(p_context), 'not given')
+            using errcode = 'check_violation',
+                  hint = 'Both are JSON objects, such as {}.';
+    end if;
+    if length(p_device) not between 1 and 500 then
+        raise exception 'a device of % characters', length(p_device)
+            using errcode = 'check_violation',
+                  hint = 'Its fingerprint has 1 to 500; null for none.';
+    end if;
+end
+$$;
+
+comment on function llm._check_session(jsonb, jsonb, text) is
+'Refuses what the constraints of llm.sessions would, in the user''s words. Errors: check_violation.';
+
+
 -- Beginning
 
 create function llm.create_session(
@@ -37,6 +66,7 @@ declare
     v_session uuid := llm.uuid_v7();
 begin
     perform llm._require_user(p_user_id);
+    perform llm._check_session(p_metadata, p_context, p_device);
     insert into llm.sessions (tenant_id, session_id, user_id, expires_at, idle_timeout, device, ip_address, metadata, context)
     values (
         v_tenant, v_session, p_user_id,
@@ -100,9 +130,7 @@ begin
     from llm.sessions s
     where s.tenant_id = v_tenant
         and s.session_id = p_session_id
-        and s.ended_at is null
-        and s.expires_at > clock_timestamp()
-        and s.last_active > clock_timestamp() - s.idle_timeout
+        and s.live_until > clock_timestamp()
     for update;
     if not found then
         raise exception 'session % is not live', coalesce(p_session_id::text, 'null')
@@ -141,17 +169,13 @@ create function llm.verify_session(
     stable
 as $$
     select s.session_id, s.user_id, s.created_at, s.last_active, s.metadata, s.context, s.device, s.expires_at, s.tenant_id,
-        s.last_active operator(pg_catalog.<) (
-            pg_catalog.statement_timestamp() operator(pg_catalog.-) least('1 minute'::pg_catalog.interval, s.idle_timeout operator(pg_catalog./) 10)
-        )
+        s.touch_due_at operator(pg_catalog.<) pg_catalog.statement_timestamp()
     from llm.sessions s
     where s.token_prefix operator(pg_catalog.=) pg_catalog.substr(p_token, 6, 16)
         and s.token_hash operator(pg_catalog.=) pg_catalog.sha256(
             s.token_salt operator(pg_catalog.||) pg_catalog.convert_to(p_token, 'UTF8'::pg_catalog.name)
         )
-        and s.ended_at is null
-        and s.expires_at operator(pg_catalog.>) pg_catalog.statement_timestamp()
-        and s.last_active operator(pg_catalog.>) (pg_catalog.statement_timestamp() operator(pg_catalog.-) s.idle_timeout)
+        and s.live_until operator(pg_catalog.>) pg_catalog.statement_timestamp()
         and (p_device is null or s.device operator(pg_catalog.=) p_device)
 $$;
 
@@ -216,14 +240,12 @@ declare
     v_tenant text := llm.current_tenant();
     v_is_due boolean;
 begin
-    select s.last_active < statement_timestamp() - least(interval '1 minute', s.idle_timeout / 10)
+    select s.touch_due_at < statement_timestamp()
     into v_is_due
     from llm.sessions s
     where s.tenant_id = v_tenant
         and s.session_id = p_session_id
-        and s.ended_at is null
-        and s.expires_at > statement_timestamp()
-        and s.last_active > statement_timestamp() - s.idle_timeout;
+        and s.live_until > statement_timestamp();
     if not found then
         return false;
     end if;
@@ -284,13 +306,11 @@ begin
     return query
         select
             s.session_id, s.user_id, s.created_at, s.last_active, s.metadata, s.context, s.device, s.expires_at, s.tenant_id,
-            s.last_active < statement_timestamp() - least(interval '1 minute', s.idle_timeout / 10)
+            s.touch_due_at < statement_timestamp()
         from llm.sessions s
         where s.tenant_id = v_tenant
             and s.session_id = p_session_id
-            and s.ended_at is null
-            and s.expires_at > statement_timestamp()
-            and s.last_active > statement_timestamp() - s.idle_timeout;
+            and s.live_until > statement_timestamp();
 end
 $$;
 
@@ -312,15 +332,14 @@ as $$
 declare
     v_tenant text := llm._user_tenant();
 begin
+    perform llm._check_session(p_metadata, p_context, null::text);
     update llm.sessions s
     set metadata = coalesce(p_metadata, s.metadata),
         context = coalesce(p_context, s.context),
         last_active = greatest(s.last_active, statement_timestamp())
     where s.tenant_id = v_tenant
         and s.session_id = p_session_id
-        and s.ended_at is null
-        and s.expires_at > statement_timestamp()
-        and s.last_active > statement_timestamp() - s.idle_timeout;
+        and s.live_until > statement_timestamp();
     return found;
 end
 $$;
@@ -358,7 +377,7 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app'],
-    'touch_session', '_note_session_use', '_end_sessions_of_user'
+    '_check_session', 'touch_session', '_note_session_use', '_end_sessions_of_user'
 );
 
 select llm._grant_execute(

@@ -21,6 +21,13 @@ create table if not exists llm.sessions (
     context       jsonb not null default '{}' check (jsonb_typeof(context) = 'object'),
     ended_at      timestamptz,
     end_reason    text check (end_reason in ('logout', 'revoked', 'expired', 'idle', 'user_deleted')),
+    -- Kept, because a look-up by token would take longer to compute them than to find the row. By way of UTC, which makes the sum immutable.
+    live_until    timestamptz generated always as (case when ended_at is null then
+                      least(expires_at, (last_active at time zone 'UTC' + idle_timeout) at time zone 'UTC')
+                  end) stored,
+    touch_due_at  timestamptz not null generated always as (
+                      (last_active at time zone 'UTC' + least(interval '1 minute', idle_timeout / 10)) at time zone 'UTC'
+                  ) stored,
 
     primary key (tenant_id, session_id),
     foreign key (tenant_id, user_id) references llm.users on delete cascade,
@@ -29,9 +36,10 @@ create table if not exists llm.sessions (
 ) with (fillfactor = 70);
 
 comment on table llm.sessions is
-'Sessions: live until ended_at, expires_at, or idle_timeout after last_active, which is right to a minute or a tenth of idle_timeout. token_prefix is
-the public part of its token, token_hash the SHA-256 of token_salt and the whole token, which is nowhere; a session without a token is not logged
-in. device: a fingerprint; metadata: the application''s; context: what the conversation is about just now.';
+'Sessions: live until ended_at, expires_at, or idle_timeout after last_active, which is right to a minute or a tenth of idle_timeout: live_until, null
+once ended; from touch_due_at on, a use is noted in last_active. token_prefix is the public part of its token, token_hash the SHA-256 of token_salt
+and the whole token, which is nowhere; a session without a token is not logged in. device: a fingerprint; metadata: the application''s;
+context: what the conversation is about just now.';
 
 -- No index has last_active, so that touching a session is a HOT update.
 -- "whose token is this", before its tenant is known

@@ -87,12 +87,13 @@ declare
     v_tenant text := llm.current_tenant();
     v_events jsonb;
 begin
+    perform llm._check_page(p_limit::bigint, 0::bigint);
     with due as (
         select s.tenant_id, s.session_id
         from llm.sessions s
         where s.ended_at is null
+            and s.live_until <= statement_timestamp()
             and coalesce(s.tenant_id = v_tenant, v_tenant is null)
-            and (s.expires_at <= statement_timestamp() or s.last_active <= statement_timestamp() - s.idle_timeout)
         order by s.tenant_id, s.session_id
         limit p_limit
         for no key update skip locked
@@ -161,6 +162,7 @@ declare
     v_tenant text := llm._user_tenant();
     v_count  bigint;
 begin
+    perform llm._check_page(p_limit::bigint, 0::bigint);
     delete from llm.sessions s
     where s.tenant_id = v_tenant
         and s.session_id in (

@@ -21,6 +21,7 @@ as $$
 declare
     v_tenant text := llm._user_tenant();
 begin
+    perform llm._check_page(p_limit, 0::bigint);
     return query
         select h.id, h.message, h.role, h.created_at
         from (

@@ -184,11 +184,12 @@ declare
     v_is_ready boolean := llm._require_storage();
     v_tenant   text := llm.current_tenant();
 begin
+    perform llm._check_page(p_limit::bigint, 0::bigint);
     return query
         select distinct on (t.name) t.name, t.version, t.description, t.arguments, t.result, t.metadata, t.created_at, t.retired_at
         from llm.tools t
         where t.tenant_id = v_tenant
-            and starts_with(t.name, p_prefix)
+            and starts_with(t.name, coalesce(p_prefix, ''))
             and (p_after is null or t.name > p_after)
             and t.retired_at is null
         order by t.name, t.version desc

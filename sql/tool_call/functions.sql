@@ -56,14 +56,17 @@ as $$
 declare
     v_tenant  text := llm._writable_tenant();
     v_id      uuid := coalesce(p_call_id, llm.uuid_v7());
-    v_started timestamptz := coalesce(p_started_at, llm._time_of_uuid(p_call_id), clock_timestamp() - coalesce(p_duration, '0'));
+    v_started timestamptz;
 begin
-    if p_tool is null or octet_length(p_tool) not between 1 and 200 or p_arguments is null or p_duration < '0' then
+    if p_tool is null or octet_length(p_tool) not between 1 and 200 or p_arguments is null
+        or p_duration < '0' or p_duration > '10000 years'
+    then
         raise exception 'a call of tool % with arguments % in %',
             coalesce(quote_literal(left(p_tool, 100)), 'null'), coalesce(jsonb_typeof(p_arguments), 'null'), coalesce(p_duration::text, 'no time')
             using errcode = 'invalid_parameter_value',
                   hint = 'Say which tool, 1 to 200 bytes, with which arguments, as the model gave them, and in no negative time.';
     end if;
+    v_started := coalesce(p_started_at, llm._time_of_uuid(p_call_id), clock_timestamp() - coalesce(p_duration, '0'));
     perform llm._check_partition_time('llm.tool_calls'::regclass, v_started);
     insert into llm.tool_calls (
         tenant_id, call_id, started_at, tool, version, user_id, conversation_id, tool_call_id, arguments, result, error, duration
@@ -138,6 +141,7 @@ declare
     v_is_ready boolean := llm._require_storage();
     v_tenant   text := llm.current_tenant();
 begin
+    perform llm._check_page(p_limit::bigint, 0::bigint);
     return query
         select
             c.call_id, c.started_at, c.tool, c.version, c.user_id, c.conversation_id, c.tool_call_id, c.arguments, c.result, c.error, c.duration

@@ -27,6 +27,11 @@ declare
     v_token  record;
 begin
     perform llm._require_user(p_user_id);
+    if (length(p_name) between 1 and 200) is not true then
+        raise exception 'an API key with a name of % characters', coalesce(length(p_name)::text, 'no')
+            using errcode = 'check_violation',
+                  hint = 'Its name has 1 to 200: what the user knows it by.';
+    end if;
     select * into v_token from llm._new_token('llmk'::text);
     insert into llm.user_api_keys as k (tenant_id, user_id, name, scopes, expires_at, key_prefix, key_salt, key_hash)
     values (v_tenant, p_user_id, p_name, coalesce(p_scopes, '{}'), p_expires_at, v_token.prefix, v_token.salt, v_token.hash)
