@@ -169,6 +169,18 @@ def tenant_tables(db: Client, reader: str | None = None) -> list[str]:
     )
 
 
+def unlogged_tables(db: Client) -> list[str]:
+    """Return the qualified names of the tables that a crash empties and a standby cannot read."""
+    return db.column(
+        """
+        select format('llm.%I', c.relname)
+        from pg_class c
+        where c.relnamespace = 'llm'::regnamespace and c.relkind in ('r', 'p') and c.relpersistence = 'u'
+        order by 1
+        """
+    )
+
+
 def answers(client: Client, callable_functions: list[Function]) -> dict[str, Outcome]:
     """Return what every function comes to for tenant a, by signature."""
     return {function.signature: _steady(function, client) for function in callable_functions}
