@@ -1,4 +1,5 @@
--- Reading. Each function has its own statement: one more call would cost as much as the look-up.
+-- Reading. Each function has its own statement: one more call would cost as much as the look-up. Stable, because they read with the caller's
+-- snapshot; what they count and touch, nobody sees in his answer.
 
 -- security definer: the tenant is looked up once, not once more by the policies of the table; touching needs no privilege then.
 create function llm.cache_get(
@@ -7,7 +8,7 @@ create function llm.cache_get(
 )
     returns jsonb
     language plpgsql
-    volatile
+    stable
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
@@ -20,8 +21,8 @@ begin
     end if;
     select c.value, c.is_touch_due into v_value, v_is_due from llm.cache_live c where c.namespace = p_namespace and c.key = p_key;
     if not found then
-        perform llm._cache_missed(p_namespace, 1);
-    elsif v_is_due or random() < 0.0625 then
+        perform llm._cache_missed(p_namespace, 1::bigint);
+    elsif v_is_due or random() < 0.015625 then
         perform llm._cache_hit(p_namespace, p_key, v_is_due);
     end if;
     return v_value;
@@ -58,7 +59,7 @@ create function llm.cache_get_bytes(
 )
     returns bytea
     language plpgsql
-    volatile
+    stable
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
@@ -71,8 +72,8 @@ begin
     end if;
     select c.bytes, c.is_touch_due into v_bytes, v_is_due from llm.cache_live c where c.namespace = p_namespace and c.key = p_key;
     if not found then
-        perform llm._cache_missed(p_namespace, 1);
-    elsif v_is_due or random() < 0.0625 then
+        perform llm._cache_missed(p_namespace, 1::bigint);
+    elsif v_is_due or random() < 0.015625 then
         perform llm._cache_hit(p_namespace, p_key, v_is_due);
     end if;
     return v_bytes;
@@ -92,7 +93,7 @@ create function llm.cache_ttl(
 )
     returns integer
     language plpgsql
-    volatile
+    stable
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
@@ -198,7 +199,7 @@ begin
             plain_bytes = v_plain_bytes,
             created_at = statement_timestamp(),
             expires_at = v_expires,
-            used_at = statement_timestamp(),
+            used_at = clock_timestamp(),
             idle = v_policy.idle,
             tags = p_tags,
             depends_on = v_words,
@@ -239,7 +240,10 @@ begin
     v_done := found;
 
     if v_done and v_policy.is_limited then
-        perform llm._cache_written(v_policy.tenant_id, p_namespace, 1::bigint, llm._cache_entry_size(p_key, coalesce(p_value, v_plain_value), coalesce(p_bytes, v_plain_bytes)));
+        perform llm._cache_written(
+            v_policy.tenant_id, p_namespace, 1::bigint,
+            llm._cache_entry_size(p_key, coalesce(p_value, v_plain_value), coalesce(p_bytes, v_plain_bytes))
+        );
     end if;
     return v_done;
 end

@@ -5,12 +5,14 @@ create function llm.cache_get_many(
 )
     returns table (key text, value jsonb)
     language plpgsql
-    volatile
+    stable
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_count bigint;
+    v_tenant text := llm._owners_tenant();
+    v_seed   bigint := hashtextextended(p_namespace collate "C", hashtextextended(v_tenant collate "C", 0));
+    v_count  bigint;
 begin
     if pg_is_in_recovery() then
         return;
@@ -18,11 +20,12 @@ begin
     return query
         select c.key, c.value
         from unnest(p_keys) k (key)
-        join llm.cache_live c on c.key = k.key collate "C"
-        where c.namespace = p_namespace
+        join llm.cache_valid c on c.hash = hashtextextended(k.key collate "C", v_seed) and c.key = k.key collate "C"
+        where c.tenant_id = v_tenant
+            and c.namespace = p_namespace
             and (not c.is_touch_due or llm._cache_touch(c.namespace, c.key));
     get diagnostics v_count = row_count;
-    perform llm._cache_read_many(p_namespace, v_count, cardinality(p_keys) - v_count, p_keys);
+    perform llm._cache_note_reads(v_tenant, p_namespace, v_count, greatest(cardinality(p_keys) - v_count, 0));
 end
 $$;
 
@@ -40,12 +43,14 @@ create function llm.cache_get_many_bytes(
 )
     returns table (key text, bytes bytea)
     language plpgsql
-    volatile
+    stable
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_count bigint;
+    v_tenant text := llm._owners_tenant();
+    v_seed   bigint := hashtextextended(p_namespace collate "C", hashtextextended(v_tenant collate "C", 0));
+    v_count  bigint;
 begin
     if pg_is_in_recovery() then
         return;
@@ -53,11 +58,12 @@ begin
     return query
         select c.key, c.bytes
         from unnest(p_keys) k (key)
-        join llm.cache_live c on c.key = k.key collate "C"
-        where c.namespace = p_namespace
+        join llm.cache_valid c on c.hash = hashtextextended(k.key collate "C", v_seed) and c.key = k.key collate "C"
+        where c.tenant_id = v_tenant
+            and c.namespace = p_namespace
             and (not c.is_touch_due or llm._cache_touch(c.namespace, c.key));
     get diagnostics v_count = row_count;
-    perform llm._cache_read_many(p_namespace, v_count, cardinality(p_keys) - v_count, p_keys);
+    perform llm._cache_note_reads(v_tenant, p_namespace, v_count, greatest(cardinality(p_keys) - v_count, 0));
 end
 $$;
 
@@ -74,7 +80,7 @@ create function llm.cache_keys(
 )
     returns setof text
     language plpgsql
-    volatile
+    stable
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
@@ -167,8 +173,8 @@ end
 $$;
 
 comment on function llm.cache_set_many_bytes(text[], bytea[], double precision, text) is
-'As llm.cache_set_many(), for bytes: the values of keys at the same positions. Errors: as llm.cache_set(); invalid_parameter_value when there are not as
-many values as keys.';
+'As llm.cache_set_many(), for bytes: the values of keys at the same positions. Errors: as llm.cache_set(); invalid_parameter_value when there are
+not as many values as keys.';
 
 
 -- security definer: entries are written by functions only.

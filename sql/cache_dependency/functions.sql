@@ -106,7 +106,7 @@ llm.cache_set(), such as ''model:7''. Transactions that bump the same name wait 
 object_not_in_prerequisite_state without a tenant.';
 
 
--- security definer: the row is of all tenants, and nobody is to change it.
+-- security definer: the rows are of all tenants, and nobody is to change them.
 create function llm._cache_life()
     returns uuid
     language plpgsql
@@ -117,10 +117,10 @@ as $$
 declare
     v_life uuid;
 begin
-    select l.life into v_life from llm.cache_life l;
+    select l.life into v_life from llm.cache_life l order by l.life limit 1;
     if not found and current_setting('transaction_read_only') = 'off' then
-        insert into llm.cache_life default values on conflict do nothing;
-        select l.life into v_life from llm.cache_life l;
+        -- Several transactions may do so at once: none waits for another.
+        insert into llm.cache_life default values returning life into v_life;
     end if;
     return v_life;
 end
@@ -129,7 +129,7 @@ $$;
 alter function llm._cache_life() owner to llm_owner;
 
 comment on function llm._cache_life() is
-'The name of the time since the last crash; null where it cannot be known yet.';
+'A name of the time since the last crash; null where a transaction that only reads would have to give it one.';
 
 
 create function llm.cache_token()
@@ -143,13 +143,13 @@ begin
         return null;
     end if;
     -- Stable, so that the snapshot is that of the calling statement, which may read the sources, too.
-    return concat_ws('/', llm._cache_life(), llm._cache_snapshot());
+    return llm._cache_life() || '/' || llm._cache_snapshot();
 end
 $$;
 
 comment on function llm.cache_token() is
 'What tells llm.cache_set() when a value was computed: take it before reading what the value is computed from, in the same transaction or an earlier
-one. Null on a standby, where nothing can be cached. Valid until the server''s next crash, in any session.';
+one. Null where nothing can be cached: on a standby. Valid until the server''s next crash, in any session.';
 
 
 create function llm._cache_snapshot()
@@ -165,7 +165,7 @@ begin
     -- What this transaction itself may still change counts as not seen.
     if v_own < pg_snapshot_xmax(v_snapshot) and pg_visible_in_snapshot(v_own, v_snapshot) then
         return (
-            select format('%s:%s:%s', least(pg_snapshot_xmin(v_snapshot), v_own), pg_snapshot_xmax(v_snapshot), string_agg(x.id::text, ',' order by x.id))
+            select format('%s:%s:%s', min(x.id), pg_snapshot_xmax(v_snapshot), string_agg(x.id::text, ',' order by x.id))
             from (select v_own union all select s.id from pg_snapshot_xip(v_snapshot) s (id)) x (id)
         )::pg_snapshot;
     end if;
@@ -191,14 +191,15 @@ begin
             raise exception 'it is not known when the value was computed'
                 using errcode = 'object_not_in_prerequisite_state',
                       detail = 'With p_depends_on this decides whether the value is outdated already.',
-                      hint = 'Give p_token what llm.cache_token() or llm.cache_fetch() gave before the computation, or compute in a REPEATABLE READ transaction.';
+                      hint = 'Give p_token of llm.cache_token() or llm.cache_fetch(), taken before, or compute in a REPEATABLE READ transaction.';
         end if;
         return llm._cache_snapshot();
     end if;
-    if split_part(p_token, '/', 1) = llm._cache_life()::text then
-        return split_part(p_token, '/', 2)::pg_snapshot;
-    end if;
-    return null;
+    return (
+        select split_part(p_token, '/', 2)::pg_snapshot
+        from llm.cache_life l
+        where l.life = split_part(p_token, '/', 1)::uuid
+    );
 exception
     when invalid_text_representation then
         raise exception '% is not a token of the cache', quote_literal(left(p_token, 100))
@@ -352,8 +353,8 @@ alter function llm.cache_invalidate(text, text) owner to llm_owner;
 
 comment on function llm.cache_invalidate(text, text) is
 'Deletes the entries whose key is like a pattern. p_pattern: * stands for any text, ? for any character, \ before either for itself, such as
-conversation:*; p_namespace: where. What precedes the first * is looked up by index. Returns how many. See llm.cache_invalidate_tag() for what is being
-computed meanwhile. Errors: object_not_in_prerequisite_state without a tenant.';
+conversation:*; p_namespace: where. What precedes the first * is looked up by index. Returns how many. See llm.cache_invalidate_tag() for what is
+being computed meanwhile. Errors: object_not_in_prerequisite_state without a tenant.';
 
 
 create function llm._end_of_prefix(

@@ -18,12 +18,11 @@ drop policy if exists used_by_function on llm.cache_bumps;
 create policy used_by_function on llm.cache_bumps to llm_owner using (true) with check (true);
 
 create unlogged table if not exists llm.cache_life (
-    is_only  boolean primary key default true check (is_only),
-    life     uuid not null default gen_random_uuid()
+    life  uuid primary key default gen_random_uuid()
 );
 
 comment on table llm.cache_life is
-'One row, which names the time since the last crash: a token from before it is worth nothing, because transaction ids can come again.';
+'Names for the time since the last crash, one or a few: a token from before it is worth nothing, because transaction ids can come again.';
 
 alter table llm.cache_life owner to llm_owner;
 alter table llm.cache_life enable row level security;
@@ -34,3 +33,4 @@ create policy used_by_function on llm.cache_life to llm_owner using (true) with 
 -- Transaction ids of another server mean nothing here.
 delete from llm.cache_bumps where not llm._storage_is_of_this_server();
 delete from llm.cache_life where not llm._storage_is_of_this_server();
+insert into llm.cache_life (life) select gen_random_uuid() where not exists (select from llm.cache_life);

@@ -8,8 +8,8 @@ create type llm.cache_answer as (
 );
 
 comment on type llm.cache_answer is
-'What llm.cache_fetch() found: value or bytes, is_stale when it has expired; or must_compute, and the token to set it with; or neither, because somebody
-else computes it: ask again, in retry_after seconds at the latest.';
+'What llm.cache_fetch() found: value or bytes, is_stale when it has expired; or must_compute, and the token to set it with; or neither, because
+somebody else computes it: ask again, in retry_after seconds at the latest.';
 
 
 -- security definer: as llm.cache_get().
@@ -27,7 +27,6 @@ create function llm.cache_fetch(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_answer   llm.cache_answer := row(null, null, false, false, null, null);
     v_tenant   text;
     v_entry    record;
     v_began    timestamptz := clock_timestamp();
@@ -36,8 +35,7 @@ declare
     v_pause    double precision := 0.002;
 begin
     if pg_is_in_recovery() then
-        v_answer.must_compute := true;
-        return v_answer;
+        return row(null, null, false, true, null, null)::llm.cache_answer;
     end if;
     v_tenant := llm._cache_tenant();
     if p_key is null then
@@ -45,38 +43,32 @@ begin
     end if;
     loop
         -- The snapshot before the look at the entry, and before all that the caller will read.
-        v_snapshot := concat_ws('/', llm._cache_life(), llm._cache_snapshot());
+        v_snapshot := llm._cache_life() || '/' || llm._cache_snapshot();
         v_entry := llm._cache_look(v_tenant, p_namespace, p_key, p_stale_for);
         if v_entry.is_live then
-            v_answer.value := v_entry.value;
-            v_answer.bytes := v_entry.bytes;
-            if v_entry.is_touch_due or random() < 0.0625 then
+            if v_entry.is_touch_due or random() < 0.015625 then
                 perform llm._cache_hit(p_namespace, p_key, v_entry.is_touch_due);
             end if;
-            return v_answer;
+            return row(v_entry.value, v_entry.bytes, false, false, null, null)::llm.cache_answer;
         end if;
 
         if v_entry.lease_ends is null or v_entry.lease_ends <= clock_timestamp() then
             v_lease := llm._cache_claim(v_tenant, p_namespace, p_key, p_lease);
             if v_lease is not null then
-                v_answer.must_compute := true;
-                v_answer.token := concat_ws('/', v_snapshot, v_lease);
-                perform llm._cache_missed(p_namespace, 1);
-                return v_answer;
+                perform llm._cache_missed(p_namespace, 1::bigint);
+                return row(null, null, false, true, concat_ws('/', v_snapshot, v_lease), null)::llm.cache_answer;
             end if;
         end if;
 
         if v_entry.is_stale then
-            v_answer.value := v_entry.value;
-            v_answer.bytes := v_entry.bytes;
-            v_answer.is_stale := true;
-            return v_answer;
+            return row(v_entry.value, v_entry.bytes, true, false, null, null)::llm.cache_answer;
         end if;
         -- A transaction of one snapshot would never see the value come.
         if extract(epoch from clock_timestamp() - v_began) >= p_wait or current_setting('transaction_isolation') <> 'read committed' then
-            v_answer.retry_after := greatest(extract(epoch from v_entry.lease_ends - clock_timestamp()), 0.1);
-            perform llm._cache_missed(p_namespace, 1);
-            return v_answer;
+            perform llm._cache_missed(p_namespace, 1::bigint);
+            return row(
+                null, null, false, false, null, greatest(extract(epoch from v_entry.lease_ends - clock_timestamp()), 0.1)
+            )::llm.cache_answer;
         end if;
         perform pg_sleep(v_pause);
         v_pause := least(v_pause * 1.5, 0.05, greatest(p_wait - extract(epoch from clock_timestamp() - v_began), 0.001));
@@ -87,10 +79,10 @@ $$;
 alter function llm.cache_fetch(text, text, double precision, double precision, double precision) owner to llm_owner;
 
 comment on function llm.cache_fetch(text, text, double precision, double precision, double precision) is
-'The value of a key, or the task to compute it, which only one of many callers at once gets: he computes it and calls llm.cache_set() with the token, or
-llm.cache_release(). The others get the old value when that expired less than p_stale_for seconds ago (never one that is outdated by llm.cache_bump()),
-else wait for the new one for p_wait seconds at most. p_lease: for how many seconds the task is his alone; another gets it after that. Call it outside of
-a transaction, or commit before computing. On a standby each caller computes, without a token. Errors: null_value_not_allowed;
+'The value of a key, or the task to compute it, which only one of many callers at once gets: he computes it and calls llm.cache_set() with the
+token, or llm.cache_release(). The others get the old value when that expired less than p_stale_for seconds ago (never one that is outdated by
+llm.cache_bump()), else wait for the new one for p_wait seconds at most. p_lease: for how many seconds the task is his alone; another gets it after
+that. Call it outside of a transaction, or commit before computing. On a standby each caller computes, without a token. Errors: null_value_not_allowed;
 object_not_in_prerequisite_state without a tenant.';
 
 
@@ -220,8 +212,8 @@ $$;
 alter function llm.cache_release(text, text, text) owner to llm_owner;
 
 comment on function llm.cache_release(text, text, text) is
-'Gives a task of llm.cache_fetch() back: who asks next, or waits, gets it. p_key, p_namespace: as there; p_token: as it gave. Returns false when somebody
-else had taken it. Errors: invalid_parameter_value for what is no token; object_not_in_prerequisite_state without a tenant.';
+'Gives a task of llm.cache_fetch() back: who asks next, or waits, gets it. p_key, p_namespace: as there; p_token: as it gave. Returns false when
+somebody else had taken it. Errors: invalid_parameter_value for what is no token; object_not_in_prerequisite_state without a tenant.';
 
 
 select llm._grant_execute(
