@@ -58,9 +58,7 @@ def fill(superuser: psycopg.Connection) -> None:
     with superuser.transaction():
         superuser.execute("select llm.set_tenant('acme')")
         superuser.execute(f"select count(llm.cache_set('key ' || i, %s)) from generate_series(1, {KEYS}) i", [VALUE.decode()])
-        superuser.execute(
-            f"select count(llm.cache_set_bytes('key ' || i, %s, p_namespace => 'bytes')) from generate_series(1, {KEYS}) i", [VALUE]
-        )
+        superuser.execute(f"select count(llm.cache_set_bytes('key ' || i, %s, p_namespace => 'bytes')) from generate_series(1, {KEYS}) i", [VALUE])
     superuser.execute("vacuum analyze llm.cache_entries")
 
 

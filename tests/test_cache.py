@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from psycopg.errors import CheckViolation, InvalidParameterValue, NullValueNotAllowed, ObjectNotInPrerequisiteState
 from psycopg.types.json import Jsonb
 
-from tests.conftest import new_database
+from tests.conftest import new_cluster, new_database
 from tests.support import Client, Database, at_once, raises
-from tools.cluster import Cluster
+from tools.cluster import Cluster, Installation
 
 GET = "select llm.cache_get('k')"
+
+
+@pytest.fixture(scope="module")
+def server(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A server of this module's own, to crash and to follow."""
+    with new_cluster(installation, tmp_path_factory.mktemp("server")) as server:
+        yield server
 
 
 def age(db: Client, seconds: float) -> None:
@@ -201,9 +210,9 @@ def test_what_cannot_be_cached_is_refused(bound: Client, call: str, error: type[
     assert bound.one("select count(*) from llm.cache_entries") == 0
 
 
-def test_q_10_after_a_crash_the_cache_is_empty_and_works(own_cluster: Cluster) -> None:
+def test_q_10_after_a_crash_the_cache_is_empty_and_works(server: Cluster) -> None:
     """Q-10, Q-12"""
-    for database in new_database(own_cluster):
+    for database in new_database(server):
         database.client().run("select llm.bind_role('app', 'acme')")
         client = database.client("app")
         client.run("select llm.set_cache_policy(p_default_ttl => 60, p_l1 => true)").run("select llm.cache_set('k', '1')")
@@ -211,8 +220,8 @@ def test_q_10_after_a_crash_the_cache_is_empty_and_works(own_cluster: Cluster) -
         lease = client.one("select token from llm.cache_fetch('other')")
         assert client.one("select llm.cache_get_l1('k')") == 1
         database.close()
-        own_cluster.crash()
-        own_cluster.start()
+        server.crash()
+        server.start()
 
         client = database.client("app")
         assert client.one(GET) is client.one("select llm.cache_get_l1('k')") is None
@@ -230,12 +239,12 @@ def test_q_10_after_a_crash_the_cache_is_empty_and_works(own_cluster: Cluster) -
         database.close()
 
 
-def test_a_standby_computes(own_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_standby_computes(server: Cluster, tmp_path_factory: pytest.TempPathFactory) -> None:
     """HA-07: where the cache cannot be read it is empty; where it cannot be written nothing is kept, and nobody is told to wait."""
-    for database in new_database(own_cluster):
+    for database in new_database(server):
         database.client().run("select llm.bind_role('app', 'acme')")
         client = database.client("app").run("select llm.set_cache_policy(p_l1 => true)").run("select llm.cache_set('k', '1')")
-        standby = own_cluster.standby(tmp_path_factory.mktemp("standby"))
+        standby = server.standby(tmp_path_factory.mktemp("standby"))
         written = client.one("select pg_current_wal_lsn()::text")
         reader = Database(standby, database.name)
         try:

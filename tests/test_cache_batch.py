@@ -56,7 +56,7 @@ def test_q_06_batches_in_any_order_do_not_deadlock(database: Database, bound: Cl
         random, client = Random(seed), database.client("app")
         for number in range(25):
             keys = [f"key {key}" for key in random.sample(range(40), 20)]
-            values = {key: number for key in keys}
+            values = dict.fromkeys(keys, number)
             match random.randrange(4):
                 case 0:
                     client.run("select llm.cache_set_many(%s)", Jsonb(values))

@@ -1,6 +1,6 @@
 """What is counted of the cache, for all backends: reads, evictions, and how much was written since somebody looked at a namespace's size.
 
-All backends map one small file, as coherence.py does. A namespace has a line of eight cells; which one, a hash of database, tenant and namespace says.
+All backends map one small file, as coherence.py does. A namespace has a line of eight cells: a hash of database, tenant and namespace says which.
 Reads are counted without a lock, so that a few can get lost when two backends count at one moment: they are statistics.
 """
 

@@ -162,7 +162,7 @@ begin
     from llm.cache_caller c
     left join llm.cache_policies p on p.tenant_id = c.tenant_id and p.namespace = p_namespace;
     v_ttl := coalesce(p_ttl, v_policy.default_ttl);
-    if v_policy.tenant_id is null or p_key is null or num_nonnulls(p_value, p_bytes) = 0 or not coalesce(v_ttl > 0, true) then
+    if v_policy.tenant_id is null or p_key is null or num_nonnulls(p_value, p_bytes) = 0 or not coalesce(v_ttl > 0 and v_ttl <= 'infinity', true) then
         perform llm._refuse_cache_entry(v_policy.tenant_id, p_key, v_ttl);
     end if;
     if v_ttl < 1e9 then
@@ -269,7 +269,7 @@ begin
     if p_tenant is null then
         perform llm._cache_tenant();
     end if;
-    if not coalesce(p_ttl > 0, true) then
+    if not coalesce(p_ttl > 0 and p_ttl <= 'infinity', true) then
         raise exception 'the cache cannot keep % for % s', quote_nullable(left(p_key, 100)), p_ttl
             using errcode = 'invalid_parameter_value',
                   hint = 'p_ttl is in seconds and more than 0; llm.cache_delete() deletes.';

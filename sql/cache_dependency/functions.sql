@@ -185,6 +185,10 @@ create function llm._cache_computed_in(
     volatile
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_life     uuid;
+    v_snapshot pg_snapshot;
+    v_lease    uuid;
 begin
     if p_token is null then
         if current_setting('transaction_isolation') = 'read committed' then
@@ -195,11 +199,10 @@ begin
         end if;
         return llm._cache_snapshot();
     end if;
-    return (
-        select split_part(p_token, '/', 2)::pg_snapshot
-        from llm.cache_life l
-        where l.life = split_part(p_token, '/', 1)::uuid
-    );
+    v_life := split_part(p_token, '/', 1)::uuid;
+    v_snapshot := split_part(p_token, '/', 2)::pg_snapshot;
+    v_lease := nullif(split_part(p_token, '/', 3), '')::uuid;
+    return (select v_snapshot from llm.cache_life l where l.life = v_life);
 exception
     when invalid_text_representation then
         raise exception '% is not a token of the cache', quote_literal(left(p_token, 100))

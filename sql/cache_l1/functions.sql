@@ -50,14 +50,15 @@ as $$
 begin
     tenant_id := llm._owners_tenant();
     if not pg_is_in_recovery() then
-        -- What is longer is parsed more slowly than it is read.
+        -- What is longer is parsed more slowly than it is read. The size as stored first: the text of a huge value is never made.
         select c.value::text, extract(epoch from c.expires_at)::double precision
         into value, expires_at
         from llm.cache_live c
         where c.namespace = p_namespace
             and c.key = p_key
             and c.l1
-            and pg_column_size(c.value) <= 4000;
+            and pg_column_size(c.value) <= 4000
+            and octet_length(c.value::text) <= 4000;
     end if;
 end
 $$;
