@@ -125,8 +125,9 @@ def through_a_client(cluster: Cluster, store: redis.Redis | None, *, quick: bool
 
 def found(row: tuple[Any, ...] | None) -> object:
     """Return a value that must be there."""
-    assert row is not None and row[0] is not None
-    return row[0]
+    value: object = row and row[0]
+    assert value is not None
+    return value
 
 
 def prepared(connection: psycopg.Connection, name: str, statement: str) -> Callable[..., bytes]:
@@ -218,5 +219,7 @@ def inside(cluster: Cluster, superuser: psycopg.Connection, *, quick: bool) -> N
                 sizes[compressed] = per_row(bound, f"llm.cache_set_text('key ' || i, {text}, p_namespace => '{namespace}')", rows // 10)
             time = medians(rounds, compressed=sizes[True], plain=sizes[False])
             line(f"cache_set_text, {name}, compressed", time["compressed"], "not compressed", time["plain"])
-            used = dict(bound.execute("select namespace, memory_used / entries from llm.cache_stats() where namespace like 'compressed%'").fetchall())
+            used: dict[str, int] = dict(
+                bound.execute("select namespace, memory_used / entries from llm.cache_stats() where namespace like 'compressed%'").fetchall()
+            )
             fact("bytes an entry, compressed and not", f"{used['compressed True']}, {used['compressed False']}")

@@ -25,7 +25,8 @@ def server(installation: Installation, tmp_path_factory: pytest.TempPathFactory)
 def age(db: Client, seconds: float) -> None:
     """Let time pass for all entries."""
     db.run(
-        "update llm.cache_entries set created_at = created_at - d, expires_at = expires_at - d, used_at = used_at - d, leased_until = leased_until - d"
+        "update llm.cache_entries"
+        " set created_at = created_at - d, expires_at = expires_at - d, used_at = used_at - d, leased_until = leased_until - d"
         " from make_interval(secs => %s) d",
         seconds,
     )

@@ -13,7 +13,7 @@ from psycopg.errors import InvalidParameterValue, ObjectNotInPrerequisiteState
 
 from tests.support import Client, Database, at_once, raises
 
-TOKEN = "select llm.cache_token()"
+TOKEN = "select llm.cache_token()"  # noqa: S105
 SET = "select llm.cache_set('k', %s, p_depends_on => '{m,n}', p_token => %s)"
 GET = "select llm.cache_get('k')"
 
@@ -145,7 +145,7 @@ def test_names_are_spread_over_the_words(db: Client) -> None:
 
 @dataclass
 class Hammer:
-    """Writers that change sources, fillers that cache them, readers that compare: an entry that is read is what its source says in the same snapshot."""
+    """Writers that change sources, fillers that cache them, readers: what they read of the cache is what the source says in the same snapshot."""
 
     database: Database
     reads: int

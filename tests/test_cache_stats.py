@@ -67,7 +67,7 @@ def test_a_file_that_cannot_be_written_is_named(database: Database, bound: Clien
     board.unlink(missing_ok=True)
     board.mkdir()
     try:
-        with raises(IoError, match="the file pg_stat_tmp/pg_llm.cache.1 that counts what the cache does cannot be used", hint="1 MB"):
+        with raises(IoError, match="the file pg_stat_tmp/pg_llm.cache.1 cannot count what the cache does", hint="1 MB"):
             database.client("app").run("select llm.cache_get('unknown')")
     finally:
         board.rmdir()

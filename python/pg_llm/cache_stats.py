@@ -93,7 +93,7 @@ def _board() -> Board:
         except OSError as error:
             _attached = None
             raise spi.InputOutput(
-                f"the file {PATH} that counts what the cache does cannot be used: {error.strerror}",
+                f"the file {PATH} cannot count what the cache does: {error.strerror}",
                 hint="The server needs to write that file in its data directory, 1 MB.",
             ) from error
     return _attached

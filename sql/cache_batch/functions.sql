@@ -217,11 +217,50 @@ comment on function llm.cache_delete_many(text[], text) is
 'Deletes many keys in one trip. Returns how many there were. Errors: object_not_in_prerequisite_state without a tenant.';
 
 
+-- security definer: entries are written by functions only.
+create function llm.cache_clear(
+    p_namespace text default null
+)
+    returns bigint
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text;
+    v_count  bigint;
+begin
+    if pg_is_in_recovery() then
+        return 0;
+    end if;
+    v_tenant := llm._cache_tenant();
+    delete from llm.cache_entries e
+    where (e.tenant_id, e.namespace, e.key) in (
+        select d.tenant_id, d.namespace, d.key
+        from llm.cache_entries d
+        where d.tenant_id = v_tenant
+            and (p_namespace is null or d.namespace = p_namespace)
+        order by d.namespace, d.key
+        for update
+    );
+    get diagnostics v_count = row_count;
+    return v_count;
+end
+$$;
+
+alter function llm.cache_clear(text) owner to llm_owner;
+
+comment on function llm.cache_clear(text) is
+'Deletes all entries of a namespace, of all when it is null, of this tenant. Returns how many. Errors: object_not_in_prerequisite_state without a
+tenant.';
+
+
 select llm._grant_execute(
     array['llm_admin', 'llm_app', 'llm_reader'],
     'cache_get_many', 'cache_get_many_bytes', 'cache_keys'
 );
 select llm._grant_execute(
     array['llm_admin', 'llm_app'],
-    'cache_set_many', 'cache_set_many_bytes', 'cache_delete_many'
+    'cache_set_many', 'cache_set_many_bytes', 'cache_delete_many', 'cache_clear'
 );

@@ -4,7 +4,7 @@
 create table if not exists llm.cache_bumps (
     tenant_id  text collate "C" not null check (tenant_id <> '*'),
     word       integer not null check (word between 0 and 65535),
-    bumped_in  xid8 not null,
+    bumped_in  xid8 not null default pg_current_xact_id(),
 
     primary key (tenant_id, word)
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);

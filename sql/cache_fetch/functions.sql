@@ -82,8 +82,8 @@ comment on function llm.cache_fetch(text, text, double precision, double precisi
 'The value of a key, or the task to compute it, which only one of many callers at once gets: he computes it and calls llm.cache_set() with the
 token, or llm.cache_release(). The others get the old value when that expired less than p_stale_for seconds ago (never one that is outdated by
 llm.cache_bump()), else wait for the new one for p_wait seconds at most. p_lease: for how many seconds the task is his alone; another gets it after
-that. Call it outside of a transaction, or commit before computing. On a standby each caller computes, without a token. Errors: null_value_not_allowed;
-object_not_in_prerequisite_state without a tenant.';
+that. Call it outside of a transaction, or commit before computing. On a standby each caller computes, without a token. Errors:
+null_value_not_allowed; object_not_in_prerequisite_state without a tenant.';
 
 
 create function llm._cache_look(

@@ -64,8 +64,8 @@ $$;
 comment on function llm.set_cache_policy(bigint, bigint, double precision, boolean, double precision, double precision, boolean, text) is
 'Says how a namespace is kept, and applies that. p_max_size: at most so many bytes, p_max_entries: entries, null: any; p_default_ttl: seconds that
 an entry lives if llm.cache_set() does not say, p_idle: seconds after its last use, null: for ever; p_use_compression: compress what is longer than
-2 kB, by lz4; p_eviction_threshold: from this share of p_max_size and p_max_entries on the least recently used are evicted, until a tenth of it is free;
-p_l1: let backends keep entries, for llm.cache_get_l1(). All but the sizes are of entries set from now on. Returns the policy. Errors:
+2 kB, by lz4; p_eviction_threshold: from this share of p_max_size and p_max_entries on the least recently used are evicted, until a tenth of it is
+free; p_l1: let backends keep entries, for llm.cache_get_l1(). All but the sizes are of entries set from now on. Returns the policy. Errors:
 invalid_parameter_value; object_not_in_prerequisite_state without a tenant.';
 
 
