@@ -75,6 +75,8 @@ def test_what_is_kept_expires(kept: Client, db: Client) -> None:
     age(db, 1_001)
     db.run("alter table llm.cache_entries enable always trigger coherence_update")
     assert kept.one(GET) == 1
+    age(db, 0)
+    assert kept.one(GET) is None
     kept.run("select llm.cache_set('k', '1', 0.001, 'n')")
     wait_until(lambda: kept.one(GET) is None)
 

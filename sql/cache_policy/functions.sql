@@ -120,7 +120,7 @@ begin
         return 0;
     end if;
     v_tenant := llm._cache_tenant();
-    return llm._cache_clean(v_tenant, null::text) + llm.apply_eviction_policy();
+    return llm._cache_clean(v_tenant, null::text) + llm.apply_eviction_policy(null::text);
 end
 $$;
 
