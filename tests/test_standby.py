@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from psycopg.errors import ReadOnlySqlTransaction
+from psycopg.errors import FeatureNotSupported, ReadOnlySqlTransaction
 
 from tests.conftest import new_cluster, new_database
-from tests.security.support import answers, functions
+from tests.security.support import answers, functions, relations, unlogged_tables
 from tests.support import Client, Database, raises, wait_until
 from tools.cluster import Cluster, Installation
 
@@ -97,6 +97,17 @@ def replay(primary: Database, standby: Cluster) -> None:
 #: Where nothing can be written, uses of a key are not counted, nor are queries logged, and both are let through.
 UNCOUNTED = {"_log_query", "_reserve_uses"}
 
+#: Where nothing can be cached, this is what functions that would set an entry answer, so that whoever computed goes on.
+UNCACHED = ([(False,)], [(0,)])
+SETTERS = {
+    "_cache_put", "cache_release", "cache_set", "cache_set_bytes", "cache_set_ex", "cache_set_many", "cache_set_many_bytes", "cache_set_nx",
+    "cache_set_text",
+}  # fmt: skip
+
+
+#: What a standby says of an unlogged table: nothing of it gets there.
+UNLOGGED = ("0A000", "cannot access temporary or unlogged relations during recovery")
+
 
 def test_every_function_answers_as_on_the_primary_or_says_that_it_cannot_write(primary: Database, standby: Database) -> None:
     """HA-07"""
@@ -108,11 +119,27 @@ def test_every_function_answers_as_on_the_primary_or_says_that_it_cannot_write(p
         found = answers(standby.client(user), granted)
         for function in granted:
             outcome = found[function.signature]
-            if outcome != expected[function.signature] and function.name not in UNCOUNTED:
+            if function.name in SETTERS:
+                assert outcome in UNCACHED, (function.signature, outcome)
+            elif outcome != expected[function.signature] and function.name not in UNCOUNTED:
                 assert function.volatility == "v" and isinstance(outcome, tuple), (function.signature, outcome, expected[function.signature])
-                assert outcome[0] == "25006", (function.signature, outcome)
+                assert outcome[0] == "25006" or outcome == UNLOGGED, (function.signature, outcome)
                 refused.add(function.name)
     assert {"save_config", "save_configs", "delete_config", "bind_role", "setup"} <= refused
+
+
+def test_every_table_is_read_but_unlogged_ones(primary: Database, standby: Database) -> None:
+    """HA-07: those do not exist there, so functions that read them answer as if they were empty."""
+    reader, unlogged = standby.client(), unlogged_tables(primary.client())
+    assert "llm.cache_entries" in unlogged
+    for table in relations(primary.client(), "rpvm"):
+        try:
+            reader.rows(f"select * from {table} limit 1")
+        except FeatureNotSupported as error:
+            assert (error.sqlstate, error.diag.message_primary) == UNLOGGED
+            assert table in unlogged, table
+        else:
+            assert table not in unlogged, table
 
 
 def test_a_write_is_refused(standby: Database) -> None:

@@ -43,6 +43,7 @@ FORBIDDEN_NAMES = re.compile(
 ALLOWED = {
     ("__init__", "importlib"): "imports the package's own modules when they are first asked for",
     ("anchor", "os.open"): "the anchor file, at a path that only a superuser can set",
+    ("cache_stats", "os.open"): "the shared file, at a constant path in the data directory",
     ("coherence", "os.open"): "the shared file, at a constant path in the data directory",
     ("doctor", "maps.read_text"): "what the kernel says of a backend's memory",
     ("key_store", "os.open"): "files of the key store, at places that superusers chose",

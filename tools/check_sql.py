@@ -32,10 +32,22 @@ INLINED = (
     ),
     "llm.load_config(p_key text,p_default jsonb,p_cached boolean)",
     "llm.verify_session(p_token text,p_device text)",
+    (
+        "llm._cache_is_live(p_tenant text,p_expires_at timestamptz,p_used_at timestamptz,p_idle interval,p_depends_on integer[],"
+        "p_computed_in pg_snapshot)"
+    ),
+    "llm.cache_get_l1(p_key text,p_namespace text)",
+    "llm.cache_get_text(p_key text,p_namespace text)",
+    "llm.cache_set(p_key text,p_value jsonb,p_ttl double precision,p_namespace text,p_tags text[],p_depends_on text[],p_token text)",
+    "llm.cache_set_bytes(p_key text,p_value bytea,p_ttl double precision,p_namespace text,p_tags text[],p_depends_on text[],p_token text)",
+    "llm.cache_set_ex(p_key text,p_value jsonb,p_ttl double precision,p_namespace text)",
+    "llm.cache_set_nx(p_key text,p_value jsonb,p_ttl double precision,p_namespace text)",
+    "llm.cache_set_text(p_key text,p_value text,p_ttl double precision,p_namespace text,p_tags text[],p_depends_on text[],p_token text)",
 )
 
 #: Not pinned, because PostgreSQL lets no procedure with a SET clause commit: fully qualified, types included.
 COMMITTING = (
+    "llm.clean_cache()",
     "llm.index_new_messages()",
     "llm.maintain(p_collection text,p_lock_writers boolean,INOUT p_waiting bigint)",
     "llm.manage_partitions(INOUT p_ok boolean)",

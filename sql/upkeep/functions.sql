@@ -344,7 +344,9 @@ begin
     return query
         select c.name, c.schedule, format('call %s()', c.name)
         from (
-            values ('llm.manage_partitions', p_schedule), ('llm.index_new_messages', '* * * * *'), ('llm.maintain', '* * * * *')
+            values
+                ('llm.manage_partitions', p_schedule), ('llm.index_new_messages', '* * * * *'), ('llm.maintain', '* * * * *'),
+                ('llm.clean_cache', '*/5 * * * *')
         ) c (name, schedule);
 end
 $$;
@@ -414,7 +416,7 @@ begin
             concat_ws(
                 E'\n',
                 'It only makes partitions. Rows of default partitions and retention wait for llm.manage_partitions(),',
-                'new messages and points for llm.index_new_messages() and llm.maintain() to be indexed.',
+                'new messages and points for llm.index_new_messages() and llm.maintain() to be indexed, the cache for llm.clean_cache().',
                 case when p_scheduler is null then 'select * from llm.schedule_maintenance(''pg_partman_bgw'');' end,
                 case
                     when not 'pg_partman_bgw' = any (v_libraries)

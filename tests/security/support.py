@@ -43,6 +43,7 @@ SAMPLES: dict[str, Any] = {
     "llm.partition_strategy": "(llm.config,tenant_id,monthly,)",
     "name": "auditor",
     "oid": 1,
+    "pg_snapshot": "3:3:",
     "regclass": "llm.config",
     "double precision": 1.0,
     "tsquery": "probe",
@@ -61,6 +62,7 @@ TEXT_TYPES = ("text", "jsonb", "name", "text[]")
 #: Functions whose numbers, or random texts, every call changes, and how many rows they give: only whether there is one is compared.
 COUNTERS = (
     "coherence_stats", "_newest_transaction", "_key_start", "_new_key", "_note_key_event",
+    "cache_fetch", "cache_stats", "cache_token", "_cache_claim", "_cache_counts", "_cache_life", "_cache_note_writes", "_cache_snapshot",
     "_begin_thread", "_new_mfa_secret", "_new_token", "_password_hash",
 )  # fmt: skip
 
@@ -166,6 +168,18 @@ def tenant_tables(db: Client, reader: str | None = None) -> list[str]:
         """,
         reader,
         reader,
+    )
+
+
+def unlogged_tables(db: Client) -> list[str]:
+    """Return the qualified names of the tables that a crash empties and a standby cannot read."""
+    return db.column(
+        """
+        select format('llm.%I', c.relname)
+        from pg_class c
+        where c.relnamespace = 'llm'::regnamespace and c.relkind in ('r', 'p') and c.relpersistence = 'u'
+        order by 1
+        """
     )
 
 

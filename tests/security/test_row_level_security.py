@@ -28,6 +28,10 @@ ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
     "llm.sensitive_log": lambda tenant: {
         "audit_log_id": 1, "audit_timestamp": datetime(2026, 1, 1, tzinfo=UTC), "encrypted_details": b"x", "access_level": f"secret of {tenant}"
     },
+    "llm.cache_entries": lambda tenant: {"namespace": "default", "key": "k", "value": Jsonb(f"secret of {tenant}")},
+    "llm.cache_bumps": lambda tenant: {"word": 1},
+    "llm.cache_policies": lambda tenant: {"namespace": f"secret of {tenant}"},
+    "llm.cache_uses": lambda tenant: {"namespace": "n", "key": f"secret of {tenant}", "uses": 1, "last_used_at": datetime(2026, 1, 1, tzinfo=UTC)},
     "llm.checkpoint_blobs": lambda tenant: {"hash": bytes(32), "refs": 1, "content": b"secret of " + tenant.encode()},
     "llm.checkpoint_pieces": lambda tenant: {"thread_no": 1, "log_id": KEY, "number": 1, "ends_at": 1, "digest": bytes(16), "content": b"x"},
     "llm.checkpoint_threads": lambda tenant: {"thread_id": f"secret of {tenant}"},
