@@ -109,6 +109,7 @@ EXECUTES = {
     "llm.compare_collections": "collections' names in %I; values are parameters",
     "llm.optimize_index": "a collection's name in %I",
     "llm.analyze_vector_distribution": "a collection's name in %I; values are parameters",
+    "llm._add_semantic_embedding": "a regclass, which prints itself quoted",
     "llm.setup": "the storage scripts of this very extension",
     "llm.migrate_down": "the storage scripts of this very extension",
     "do $roles$": "the names of pg_llm's own roles",

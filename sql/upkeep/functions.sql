@@ -347,7 +347,8 @@ begin
             values
                 ('llm.manage_partitions', p_schedule), ('llm.index_new_messages', '* * * * *'), ('llm.maintain', '* * * * *'),
                 ('llm.clean_cache', '*/5 * * * *'),
-                ('llm.expire_rate_limits', '*/5 * * * *')
+                ('llm.expire_rate_limits', '*/5 * * * *'),
+                ('llm.expire_rate_limits', '*/5 * * * *'), ('llm.expire_semantic_cache', '41 * * * *')
         ) c (name, schedule);
 end
 $$;

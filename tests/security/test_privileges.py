@@ -164,6 +164,7 @@ def test_no_function_but_the_reviewed_runs_as_its_owner(db: Client) -> None:
         "resume_session", "expire_sessions",
         "forget_user", "personal_key",
         "rate_limit", "rate_limit_all", "reset_rate_limit",
+        "semantic_cache_get", "semantic_cache_set", "semantic_cache_invalidate", "semantic_cache_judge",
         "set_breaker", "breaker_allow", "breaker_success", "breaker_failure", "reset_breaker",
         "_append_messages", "_appended_before", "_find_messages", "_index_message_again", "_lock_message", "_refuse_other_messages",
         "append_and_read", "append_message", "create_conversation", "create_conversations", "delete_conversation", "delete_message", "edit_message",

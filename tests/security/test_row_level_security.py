@@ -77,6 +77,10 @@ ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
     "llm.rate_limits": lambda tenant: {
         "subject": b"secret of " + tenant.encode(), "algorithm": "token_bucket", "per": "1 s", "used": 1, "used_at": datetime(2026, 1, 1, tzinfo=UTC)
     },
+    "llm.semantic_entries": lambda tenant: {
+        "scope": bytes(32), "model": "m", "prompt": f"secret of {tenant}", "prompt_hash": bytes(32), "answer": Jsonb(f"secret of {tenant}")
+    },
+    "llm.semantic_lookups": lambda tenant: {"model": "m", "prompt": f"secret of {tenant}"},
     "llm.breakers": lambda tenant: {"service": "s", "last_error": f"secret of {tenant}"},
     "llm.users": lambda tenant: {"user_id": USER, "username": f"secret of {tenant}"},
     "llm.user_credentials": lambda tenant: {"user_id": USER, "password_hash": f"secret of {tenant}"},
