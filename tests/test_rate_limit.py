@@ -47,6 +47,7 @@ def test_a_cost_of_nothing_asks_whether_anything_is_left(acme: Client) -> None:
     [
         (("", "a", 1, "1 s", 1, None), "resource and identifier of a limit have 0 and 1 bytes", "1 to 200 bytes"),
         (("r", None, 1, "1 s", 1, None), "resource and identifier of a limit have 1 and no bytes", "all would share"),
+        (("r\x1f", "a", 1, "1 s", 1, None), "a resource has the character", "Leave it out"),
         (("r", "a", -1, "1 s", 1, None), "a limit of -1 cannot be asked for 1", "0 to 1,000"),
         (("r", "a", 1, "1 s", None, None), "a limit of 1 cannot be asked for null", "A cost of 0 only asks"),
         (("r", "a", 1, "-1 s", 1, None), "a limit cannot be for -00:00:01", "a millisecond to a year"),

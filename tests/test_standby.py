@@ -146,6 +146,16 @@ def test_a_write_is_refused(standby: Database) -> None:
             app.run(f"select {write}")
 
 
+def test_a_standby_limits_rates_for_itself(standby: Database) -> None:
+    """HA-07"""
+    app = standby.client("app")
+    limit = "select allowed from llm.rate_limit('api', 'standby', 1, '1 hour', p_transactional => %s)"
+    with app.tenant("a"):
+        assert [app.one(limit, False), app.one(limit, False)] == [True, False]
+        with raises(ReadOnlySqlTransaction, match="a standby counts nothing in tables", hint="p_transactional"):
+            app.run(limit, True)
+
+
 def test_reads_follow_the_primary_and_are_never_cached(primary: Database, standby: Database) -> None:
     """HA-07"""
     writer, reader = primary.client("app"), standby.client("reader")

@@ -19,6 +19,7 @@ type Finding = tuple[int, str]
 INLINED = (
     "llm._claimed_tenant()",
     "llm.current_user_id()",
+    "llm._limited_subject(p_tenant text,p_resource text,p_identifier text)",
     "llm._message_id()",
     "llm._newest_messages(p_tenant text,p_conversation_id uuid,p_branch bigint,p_upto bigint,p_before bigint,p_limit bigint)",
     (

@@ -20,6 +20,9 @@ PATH = "pg_stat_tmp/pg_llm.rate_limits.1"
 SETS = 16_384
 WAYS = 8
 
+#: After so many seconds a backend looks whether somebody has deleted the file.
+LOOK_AGAIN = 1.0
+
 #: A slot: the subject's hash in two integers, and of its bucket how long it takes to fill, what is gone of it, as of when, and when it will be full.
 _SLOT = "QQdddd"
 _WIDTH = len(_SLOT)
@@ -35,6 +38,7 @@ class Slots:
     """The mapped file."""
 
     def __init__(self) -> None:
+        self.database = _DATABASE.row()["oid"]
         self.file = os.open(PATH, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if os.fstat(self.file).st_size < _LENGTH:
@@ -50,11 +54,17 @@ class Slots:
         return os.fstat(self.file).st_nlink == 0
 
 
+_DATABASE = spi.plan("select oid::bigint from pg_database where datname = current_database()")
+
 _mapped: Slots | None = None
+_looked_at = 0.0
 
 
 def _slots() -> Slots:
-    global _mapped
+    global _mapped, _looked_at
+    if _mapped is not None and monotonic() - _looked_at < LOOK_AGAIN:
+        return _mapped
+    _looked_at = monotonic()
     if _mapped is None or _mapped.is_deleted():
         try:
             new = Slots()
@@ -77,6 +87,7 @@ def take(subject: bytes, limit: float, window: float, cost: float, is_taken: boo
     """
     slots = _slots()
     first, second = _SUBJECT.unpack(subject)
+    first ^= slots.database
     number = first % SETS
     fcntl.lockf(slots.file, fcntl.LOCK_EX, 1, number)
     try:
@@ -104,6 +115,7 @@ def fill(subject: bytes) -> int:
     """Fill all buckets of a subject, and return how many were not full, as far as that is known."""
     slots = _slots()
     first, second = _SUBJECT.unpack(subject)
+    first ^= slots.database
     number = first % SETS
     filled = 0
     fcntl.lockf(slots.file, fcntl.LOCK_EX, 1, number)

@@ -10,29 +10,29 @@ comment on type llm.rate_limit_answer is
 allowed now, null for never; reset_after: when nothing of the limit is used any more.';
 
 
+-- Not pinned: inlined into the caller's expression, fully qualified.
 create function llm._limited_subject(
     p_tenant     text,
     p_resource   text,
     p_identifier text
 )
     returns bytea
-    language plpgsql
-    immutable
-    set search_path = pg_catalog, pg_temp
+    language sql
+    stable
 as $$
-begin
-    return substring(
-        sha256(convert_to(
-            current_database() || ':' || octet_length(p_tenant) || ':' || octet_length(p_resource) || ':' || p_tenant || p_resource || p_identifier,
+    select pg_catalog.substring(
+        pg_catalog.sha256(pg_catalog.convert_to(
+            p_tenant operator(pg_catalog.||) E'\x1f' operator(pg_catalog.||) p_resource operator(pg_catalog.||) E'\x1f'
+                operator(pg_catalog.||) p_identifier,
             'UTF8'
-        ))
-        for 16
-    );
-end
+        )),
+        1,
+        16
+    )
 $$;
 
 comment on function llm._limited_subject(text, text, text) is
-'What llm.rate_limits calls a resource and an identifier: a hash that nobody finds a second text for.';
+'What llm.rate_limits calls a resource, in which there is no U+001F, and an identifier: a hash that nobody finds a second text for.';
 
 
 create function llm._take_tokens(
@@ -57,7 +57,21 @@ declare
     v_allowed boolean;
 begin
     loop
-        -- What is used up is told by reading alone.
+        if p_take then
+            -- For who is denied it locks nothing. The time is read again after a lock was waited for, and first for used, the first column.
+            update llm.rate_limits r
+            set used = greatest(r.used - greatest(date_part('epoch', coalesce(p_now, clock_timestamp()) - r.used_at), 0) * v_rate, 0) + p_cost,
+                used_at = coalesce(p_now, clock_timestamp())
+            where r.tenant_id = p_tenant
+                and r.subject = p_subject
+                and r.algorithm = 'token_bucket'
+                and r.per = p_window
+                and greatest(r.used - greatest(date_part('epoch', coalesce(p_now, clock_timestamp()) - r.used_at), 0) * v_rate, 0) + p_cost
+                    <= p_limit
+            returning r.used into v_used;
+            v_allowed := true;
+            exit when found;
+        end if;
         select r.used, r.used_at
         into v_used, v_used_at
         from llm.rate_limits r
@@ -89,18 +103,6 @@ begin
         v_used := greatest(v_used - greatest(date_part('epoch', v_now - v_used_at), 0) * v_rate, 0);
         v_allowed := v_used + p_cost <= p_limit;
         exit when not v_allowed or not p_take;
-
-        -- The time is read again, after another's lock was waited for; first for used, which comes first in the table.
-        update llm.rate_limits r
-        set used = greatest(r.used - greatest(date_part('epoch', coalesce(p_now, clock_timestamp()) - r.used_at), 0) * v_rate, 0) + p_cost,
-            used_at = coalesce(p_now, clock_timestamp())
-        where r.tenant_id = p_tenant
-            and r.subject = p_subject
-            and r.algorithm = 'token_bucket'
-            and r.per = p_window
-            and greatest(r.used - greatest(date_part('epoch', coalesce(p_now, clock_timestamp()) - r.used_at), 0) * v_rate, 0) + p_cost <= p_limit
-        returning r.used into v_used;
-        exit when found;
     end loop;
     return (
         v_allowed,
@@ -139,6 +141,7 @@ declare
     v_slot      double precision := case p_algorithm when 'sliding_window' then date_part('epoch', p_window) / 10 end;
     v_is_locked boolean := false;
     v_is_there  boolean;
+    v_written   xid;
     v_now       timestamptz;
     v_used      double precision;
     v_times     timestamptz[];
@@ -150,25 +153,23 @@ declare
     v_missing   double precision;
 begin
     loop
-        -- What is used up is told by reading alone.
+        -- What is used up is told by reading alone. Who comes in between makes this lock the row, and read again.
         if v_is_locked then
-            select r.used, r.times, r.costs
-            into v_used, v_times, v_costs
+            perform
             from llm.rate_limits r
             where r.tenant_id = p_tenant
                 and r.subject = p_subject
                 and r.algorithm = p_algorithm
                 and r.per = p_window
             for no key update;
-        else
-            select r.used, r.times, r.costs
-            into v_used, v_times, v_costs
-            from llm.rate_limits r
-            where r.tenant_id = p_tenant
-                and r.subject = p_subject
-                and r.algorithm = p_algorithm
-                and r.per = p_window;
         end if;
+        select r.used, r.times, r.costs, r.xmin
+        into v_used, v_times, v_costs, v_written
+        from llm.rate_limits r
+        where r.tenant_id = p_tenant
+            and r.subject = p_subject
+            and r.algorithm = p_algorithm
+            and r.per = p_window;
         v_is_there := found;
         v_now := coalesce(p_now, clock_timestamp());
         if not v_is_there then
@@ -198,7 +199,7 @@ begin
                 v_used := p_cost;
                 exit;
             end if;
-        elsif v_is_locked then
+        else
             v_times := v_times[v_first:];
             v_costs := v_costs[v_first:];
             v_first := 1;
@@ -221,8 +222,9 @@ begin
             where r.tenant_id = p_tenant
                 and r.subject = p_subject
                 and r.algorithm = p_algorithm
-                and r.per = p_window;
-            exit;
+                and r.per = p_window
+                and r.xmin = v_written;
+            exit when found;
         end if;
         v_is_locked := true;
     end loop;

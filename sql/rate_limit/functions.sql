@@ -20,6 +20,11 @@ begin
             using errcode = 'invalid_parameter_value',
                   hint = 'A resource has 1 to 200 bytes, an identifier 1 to 1,000: without one, all would share a limit.';
     end if;
+    if strpos(p_resource, E'\x1f') > 0 then
+        raise exception 'a resource has the character U+001F in its name'
+            using errcode = 'invalid_parameter_value',
+                  hint = 'It stands between a resource and an identifier. Leave it out.';
+    end if;
     if p_limit is null or p_limit not between 0 and 1000000000000 or p_cost is null or p_cost not between 0 and 1000000000000 then
         raise exception 'a limit of % cannot be asked for %', coalesce(p_limit::text, 'null'), coalesce(p_cost::text, 'null')
             using errcode = 'invalid_parameter_value',
@@ -70,8 +75,21 @@ declare
     v_used   double precision;
 begin
     p_algorithm := coalesce(p_algorithm, case when p_transactional then 'sliding_window' else 'token_bucket' end);
-    perform llm._check_rate_limit(p_resource, p_identifier, p_limit, p_window, p_cost, p_algorithm);
+    if not coalesce(
+        octet_length(p_resource) between 1 and 200 and octet_length(p_identifier) between 1 and 1000 and strpos(p_resource, E'\x1f') = 0
+        and p_limit between 0 and 1000000000000 and p_cost between 0 and 1000000000000
+        and p_window between interval '1 millisecond' and interval '366 days'
+        and (p_algorithm in ('sliding_window', 'token_bucket') or p_algorithm = 'sliding_log' and p_limit <= 10000),
+        false
+    ) then
+        perform llm._check_rate_limit(p_resource, p_identifier, p_limit, p_window, p_cost, p_algorithm);
+    end if;
     if p_transactional then
+        if pg_is_in_recovery() then
+            raise exception 'a standby counts nothing in tables'
+                using errcode = 'read_only_sql_transaction',
+                      hint = 'p_transactional => false counts in its shared memory, for itself.';
+        end if;
         if p_algorithm = 'token_bucket' then
             return llm._take_tokens(
                 v_tenant, llm._limited_subject(v_tenant, p_resource, p_identifier), p_limit::double precision, p_window, v_cost::double precision,
@@ -115,7 +133,7 @@ any p_window, and all of it again at most a tenth later than need be), sliding_l
 once, then as they come back evenly over p_window); null: sliding_window; p_transactional: true counts in this transaction, and has others that ask
 for the same wait until it ends; false counts at once and for good, in this server''s shared memory, by token_bucket. Limits of other windows or
 algorithms are other limits. Errors: invalid_parameter_value, program_limit_exceeded; object_not_in_prerequisite_state without a tenant;
-serialization_failure in REPEATABLE READ.';
+serialization_failure in REPEATABLE READ; read_only_sql_transaction on a standby, unless p_transactional is false.';
 
 
 create function llm._limits(

@@ -145,17 +145,21 @@ begin
         and llm._cache_is_live(e.tenant_id, e.expires_at, e.used_at, null::interval, e.depends_on, e.computed_in);
     if not found and p_embedding is not null then
         -- Of all entries that may be given: exact. llm.semantic_cache_set() keeps them few.
-        select
-            e.id, e.prompt, e.answer, e.created_at, e.used_at,
-            least(1 - (e.embedding operator(@extschema:vector@.<=>) p_embedding), 1) as similarity
+        select e.id, e.prompt, e.answer, e.created_at, e.used_at, least(1 - n.distance, 1) as similarity
         into v_found
-        from llm.semantic_entries e
-        where e.tenant_id = v_tenant
-            and e.scope = v_scope
-            and e.embedding is not null
-            and llm._cache_is_live(e.tenant_id, e.expires_at, e.used_at, null::interval, e.depends_on, e.computed_in)
-        order by e.embedding operator(@extschema:vector@.<=>) p_embedding, e.id
-        limit 1;
+        from (
+            select o.id, o.embedding operator(@extschema:vector@.<=>) p_embedding as distance
+            from llm.semantic_entries o
+            where o.tenant_id = v_tenant
+                and o.scope = v_scope
+                and o.embedding is not null
+                and llm._cache_is_live(o.tenant_id, o.expires_at, o.used_at, null::interval, o.depends_on, o.computed_in)
+            order by distance, o.id
+            limit 1
+        ) n
+        join llm.semantic_entries e
+            on e.tenant_id = v_tenant
+            and e.id = n.id;
     end if;
 
     if p_shadow then
