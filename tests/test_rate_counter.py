@@ -184,7 +184,7 @@ def test_counting_updates_in_place(db: Client, algorithm: str) -> None:
 
 def take(db: Client, subject: int, now: float, *, cost: float = 1, limit: float = 4, window: float = 4) -> float:
     """Take from the bucket of a subject: all subjects hash to one set of slots."""
-    return float(db.one("select llm._take_in_memory(%s, %s, %s, %s, true, %s)", (5).to_bytes(8) + subject.to_bytes(8), limit, window, cost, now))
+    return float(db.one("select llm._take_from_slot(%s, %s, %s, %s, true, %s)", (5).to_bytes(8) + subject.to_bytes(8), limit, window, cost, now))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import fcntl
 import mmap
 import os
 import struct
+from hashlib import sha256
 from time import monotonic
 
 from . import spi
@@ -77,6 +78,19 @@ def _slots() -> Slots:
             os.close(_mapped.file)
         _mapped = new
     return _mapped
+
+
+def answer(tenant: str, resource: str, identifier: str, limit: int, window: float, cost: int) -> tuple[bool, int, str | None, str | None]:
+    """Return what `llm.rate_limit()` answers: allowed, remaining, retry_after, reset_after; `window` in seconds, a cost of 0 only asks."""
+    subject = sha256(f"{tenant}\x1f{resource}\x1f{identifier}".encode()).digest()[:16]
+    asked = max(cost, 1)
+    used = take(subject, limit, window, asked, cost > 0, None)
+    if used >= 0:
+        return True, int(limit - used), "0 s", f"{used * window / limit:f} s"
+    used = -1 - used
+    # A microsecond more, because it is rounded.
+    retry_after = f"{(used + asked - limit) * window / limit + 1e-6:f} s" if asked <= limit else None
+    return False, max(int(limit - used), 0), retry_after, f"{used * window / limit:f} s" if limit else None if used else "0 s"
 
 
 def take(subject: bytes, limit: float, window: float, cost: float, is_taken: bool, now: float | None) -> float:

@@ -278,6 +278,27 @@ comment on function llm._take(text, bytea, text, double precision, interval, dou
 
 
 create function llm._take_in_memory(
+    p_tenant     text,
+    p_resource   text,
+    p_identifier text,
+    p_limit      bigint,
+    p_window     double precision,
+    p_cost       bigint
+)
+    returns llm.rate_limit_answer
+    language plpython3u
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+from pg_llm import rate_counter
+return rate_counter.answer(p_tenant, p_resource, p_identifier, p_limit, p_window, p_cost)
+$$;
+
+comment on function llm._take_in_memory(text, text, text, bigint, double precision, bigint) is
+'The part of llm.rate_limit() that counts in shared memory. p_window: in seconds.';
+
+
+create function llm._take_from_slot(
     p_subject bytea,
     p_limit   double precision,
     p_window  double precision,
@@ -294,8 +315,9 @@ from pg_llm import rate_counter
 return rate_counter.take(p_subject, p_limit, p_window, p_cost, p_take, p_now)
 $$;
 
-comment on function llm._take_in_memory(bytea, double precision, double precision, double precision, boolean, double precision) is
-'The token bucket of llm.rate_limit() in shared memory. Returns how many tokens are gone, or, when there are not enough, -1 minus that.';
+comment on function llm._take_from_slot(bytea, double precision, double precision, double precision, boolean, double precision) is
+'The token bucket of llm.rate_limit() in shared memory, at a time of the machine''s clock. Returns how many tokens are gone, or, when there are not
+enough, -1 minus that. For tests.';
 
 
 create function llm._fill_in_memory(
@@ -329,5 +351,5 @@ comment on procedure llm.expire_rate_limits() is
 
 select llm._grant_execute(
     array['llm_owner'],
-    '_limited_subject', '_take_tokens', '_take_slots', '_take', '_take_in_memory', '_fill_in_memory'
+    '_limited_subject', '_take_tokens', '_take_slots', '_take', '_take_in_memory', '_take_from_slot', '_fill_in_memory'
 );

@@ -70,9 +70,6 @@ create function llm.rate_limit(
 as $$
 declare
     v_tenant text := coalesce(llm.current_tenant(), llm._writable_tenant());
-    v_cost   bigint := greatest(p_cost, 1);
-    v_window double precision;
-    v_used   double precision;
 begin
     p_algorithm := coalesce(p_algorithm, case when p_transactional then 'sliding_window' else 'token_bucket' end);
     if not coalesce(
@@ -92,13 +89,13 @@ begin
         end if;
         if p_algorithm = 'token_bucket' then
             return llm._take_tokens(
-                v_tenant, llm._limited_subject(v_tenant, p_resource, p_identifier), p_limit::double precision, p_window, v_cost::double precision,
-                p_cost > 0, null::timestamptz
+                v_tenant, llm._limited_subject(v_tenant, p_resource, p_identifier), p_limit::double precision, p_window,
+                greatest(p_cost, 1)::double precision, p_cost > 0, null::timestamptz
             );
         end if;
         return llm._take_slots(
             v_tenant, llm._limited_subject(v_tenant, p_resource, p_identifier), p_algorithm, p_limit::double precision, p_window,
-            v_cost::double precision, p_cost > 0, null::timestamptz
+            greatest(p_cost, 1)::double precision, p_cost > 0, null::timestamptz
         );
     end if;
     if p_algorithm <> 'token_bucket' then
@@ -106,21 +103,7 @@ begin
             using errcode = 'invalid_parameter_value',
                   hint = 'A token_bucket is; or call it in a transaction of its own, before the work begins.';
     end if;
-    v_window := date_part('epoch', p_window);
-    v_used := llm._take_in_memory(
-        llm._limited_subject(v_tenant, p_resource, p_identifier), p_limit::double precision, v_window, v_cost::double precision, p_cost > 0,
-        null::double precision
-    );
-    if v_used >= 0 then
-        return (true, floor(p_limit - v_used)::bigint, interval '0', make_interval(secs => v_used * v_window / p_limit));
-    end if;
-    v_used := -1 - v_used;
-    return (
-        false,
-        greatest(floor(p_limit - v_used), 0)::bigint,
-        case when v_cost <= p_limit then make_interval(secs => (v_used + v_cost - p_limit) * v_window / p_limit) + interval '1 microsecond' end,
-        case when v_used > 0 then make_interval(secs => v_used * v_window / nullif(p_limit, 0)) else interval '0' end
-    );
+    return llm._take_in_memory(v_tenant, p_resource, p_identifier, p_limit, date_part('epoch', p_window), p_cost);
 end
 $$;
 
