@@ -118,7 +118,7 @@ begin
         return (true, 'closed'::text, interval '0', null::uuid);
     end if;
     -- It is never to be tried later than a time-out from now, unless the clock was set back.
-    if v_now >= v_old.retry_at or v_now < v_old.retry_at - v_old.timeout and not pg_is_in_recovery() then
+    if (v_now >= v_old.retry_at or v_now < v_old.retry_at - v_old.timeout) and not pg_is_in_recovery() then
         -- One takes the probe, and nobody waits for him.
         select *
         into v_old
