@@ -155,6 +155,26 @@ def test_a_write_is_refused(standby: Database) -> None:
             app.run(f"select {write}")
 
 
+def test_a_standby_limits_rates_for_itself(standby: Database) -> None:
+    """HA-07"""
+    app = standby.client("app")
+    limit = "select allowed from llm.rate_limit('api', 'standby', 1, '1 hour', p_transactional => %s)"
+    with app.tenant("a"):
+        assert [app.one(limit, False), app.one(limit, False)] == [True, False]
+        with raises(ReadOnlySqlTransaction, match="a standby counts nothing in tables", hint="p_transactional"):
+            app.run(limit, True)
+
+
+def test_on_a_standby_nobody_tries_a_broken_service(primary: Database, standby: Database) -> None:
+    """HA-07"""
+    writer, app = primary.client("app"), standby.client("app")
+    with writer.tenant("a"):
+        writer.run("select llm.set_breaker('model', 1, '1 ms')").run("select llm.breaker_failure('model')")
+    replay(primary, standby.cluster)
+    with app.tenant("a"):
+        assert app.column("select allowed from unnest(array['model', 'other']) s, llm.breaker_allow(s)") == [False, True]
+
+
 def test_reads_follow_the_primary_and_are_never_cached(primary: Database, standby: Database) -> None:
     """HA-07"""
     writer, reader = primary.client("app"), standby.client("reader")

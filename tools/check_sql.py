@@ -19,6 +19,7 @@ type Finding = tuple[int, str]
 INLINED = (
     "llm._claimed_tenant()",
     "llm.current_user_id()",
+    "llm._limited_subject(p_tenant text,p_resource text,p_identifier text)",
     "llm._message_id()",
     "llm._newest_messages(p_tenant text,p_conversation_id uuid,p_branch bigint,p_upto bigint,p_before bigint,p_limit bigint)",
     (
@@ -112,6 +113,7 @@ EXECUTES = {
     "llm.compare_collections": "collections' names in %I; values are parameters",
     "llm.optimize_index": "a collection's name in %I",
     "llm.analyze_vector_distribution": "a collection's name in %I; values are parameters",
+    "llm._add_semantic_embedding": "a regclass, which prints itself quoted",
     "llm.setup": "the storage scripts of this very extension",
     "llm.migrate_down": "the storage scripts of this very extension",
     "do $roles$": "the names of pg_llm's own roles",

@@ -346,7 +346,7 @@ begin
         from (
             values
                 ('llm.manage_partitions', p_schedule), ('llm.index_new_messages', '* * * * *'), ('llm.maintain', '* * * * *'),
-                ('llm.clean_cache', '*/5 * * * *')
+                ('llm.clean_cache', '*/5 * * * *'), ('llm.expire_rate_limits', '*/5 * * * *'), ('llm.expire_semantic_cache', '41 * * * *')
         ) c (name, schedule);
 end
 $$;

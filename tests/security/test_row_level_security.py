@@ -74,6 +74,14 @@ ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
     "llm.memories": lambda tenant: {"scope": "agent", "owner": "a", "predicate": "p", "value": Jsonb(f"secret of {tenant}"), "content": ""},
     "llm.tools": lambda tenant: {"name": "t", "version": 1, "arguments": Jsonb({"secret of": tenant}), "description": f"secret of {tenant}"},
     "llm.tool_calls": lambda tenant: {"tool": "t", "arguments": Jsonb(f"secret of {tenant}"), "error": f"secret of {tenant}"},
+    "llm.rate_limits": lambda tenant: {
+        "subject": b"secret of " + tenant.encode(), "algorithm": "token_bucket", "per": "1 s", "used": 1, "used_at": datetime(2026, 1, 1, tzinfo=UTC)
+    },
+    "llm.semantic_entries": lambda tenant: {
+        "scope": bytes(32), "model": "m", "prompt": f"secret of {tenant}", "prompt_hash": bytes(32), "answer": Jsonb(f"secret of {tenant}")
+    },
+    "llm.semantic_lookups": lambda tenant: {"model": "m", "prompt": f"secret of {tenant}"},
+    "llm.breakers": lambda tenant: {"service": "s", "last_error": f"secret of {tenant}"},
     "llm.users": lambda tenant: {"user_id": USER, "username": f"secret of {tenant}"},
     "llm.user_credentials": lambda tenant: {"user_id": USER, "password_hash": f"secret of {tenant}"},
     "llm.user_api_keys": lambda tenant: {

@@ -1,4 +1,4 @@
-"""LangGraph checkpoints, LangChain chat histories and vector stores in PostgreSQL, by the extension pg_llm.
+"""LangGraph checkpoints, LangChain chat histories, vector stores and caches in PostgreSQL, by the extension pg_llm.
 
 LangGraph and LangChain are needed only by the class that is for them, and imported when it is first asked for.
 """
@@ -9,13 +9,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .bytestore import PgLlmByteStore
     from .history import PgLlmChatMessageHistory
+    from .llm_cache import PgLlmCache, PgLlmSemanticCache
     from .saver import PgLlmSaver
     from .vectorstore import PgLlmVectorStore
 
-__all__ = ["PgLlmChatMessageHistory", "PgLlmSaver", "PgLlmVectorStore"]
+__all__ = ["PgLlmByteStore", "PgLlmCache", "PgLlmChatMessageHistory", "PgLlmSaver", "PgLlmSemanticCache", "PgLlmVectorStore"]
 
-_MODULES = {"PgLlmChatMessageHistory": "history", "PgLlmSaver": "saver", "PgLlmVectorStore": "vectorstore"}
+_MODULES = {
+    "PgLlmByteStore": "bytestore",
+    "PgLlmCache": "llm_cache",
+    "PgLlmChatMessageHistory": "history",
+    "PgLlmSaver": "saver",
+    "PgLlmSemanticCache": "llm_cache",
+    "PgLlmVectorStore": "vectorstore",
+}
 
 
 def __getattr__(name: str) -> object:
