@@ -1,0 +1,452 @@
+create type llm.stream_entry as (
+    position  text,
+    stream    text,
+    name      text,
+    payload   jsonb,
+    value     double precision,
+    user_id   uuid,
+    at        timestamptz
+);
+
+comment on type llm.stream_entry is
+'An entry of a stream: position is where it stands, to read on from; name and payload what happened, value what a metric measured, user_id whom it
+concerns, at when.';
+
+
+create type llm.stream_window as (
+    era                  bigint,
+    transaction_id       xid8,
+    number               bigint,
+    since                timestamptz,
+    before_era           bigint,
+    before_transaction   xid8,
+    settled_transaction  xid8
+);
+
+comment on type llm.stream_window is
+'Which entries are to be read: those after a position, not older than since, before an era and transaction, and of transactions older than
+settled_transaction in any era.';
+
+
+create function llm._stream_tenant()
+    returns text
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text;
+begin
+    -- As llm._conversation_tenant().
+    if to_regclass('llm.schema_migrations') is null then
+        perform llm._require_storage();
+    elsif current_user = 'llm_owner' then
+        select r.tenant_id into v_tenant
+        from llm.schema_migrations s left join llm.tenant_roles r on r.role_name = session_user
+        where s.name = 'pg_llm' and s.checksum = llm._storage_checksum();
+    else
+        select r.tenant_id into v_tenant
+        from llm.schema_migrations s left join llm.tenant_roles r on r.role_name = session_user
+        where s.name = 'pg_llm' and s.checksum = llm._storage_checksum();
+    end if;
+    if not found then
+        perform llm._require_storage();
+    end if;
+
+    v_tenant := coalesce(v_tenant, llm.current_tenant());
+    if v_tenant is null then
+        raise exception 'streams are a tenant''s, and no tenant is set'
+            using errcode = 'object_not_in_prerequisite_state',
+                  hint = 'Run: select llm.set_tenant(''…''); as the first statement of the transaction, or llm.bind_role() for the role.';
+    end if;
+    return v_tenant;
+end
+$$;
+
+comment on function llm._stream_tenant() is
+'The tenant whose streams this transaction reads and writes. Errors: object_not_in_prerequisite_state when none is set.';
+
+
+-- Positions
+
+create function llm._refuse_position(
+    p_position text
+)
+    returns void
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception '% is not a position of a stream', coalesce(quote_literal(left(p_position, 50)), 'null')
+        using errcode = 'invalid_parameter_value',
+              hint = 'Give the position of an entry as it was read, such as 1-5023-17, or null for the beginning.';
+end
+$$;
+
+comment on function llm._refuse_position(text) is
+'Raises invalid_parameter_value: this is no position.';
+
+
+create function llm._stream_window(
+    p_tenant text,
+    p_stream text,
+    p_after  text
+)
+    returns llm.stream_window
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_window  llm.stream_window;
+    v_era     record;
+    v_kept    record;
+    v_horizon xid8 := pg_snapshot_xmin(pg_current_snapshot());
+begin
+    if p_after is null then
+        v_window.era := 0;
+        v_window.transaction_id := '0';
+        v_window.number := 0;
+    elsif p_after ~ '^\d{1,18}-\d{1,18}-\d{1,18}$' then
+        v_window.era := split_part(p_after, '-', 1)::bigint;
+        v_window.transaction_id := split_part(p_after, '-', 2)::xid8;
+        v_window.number := split_part(p_after, '-', 3)::bigint;
+    else
+        perform llm._refuse_position(p_after);
+    end if;
+
+    select s.era, s.transaction_id, s.number, s.max_age
+    into v_kept
+    from llm.streams s
+    where s.tenant_id = p_tenant
+        and s.stream = p_stream;
+    if found then
+        if (v_kept.era, v_kept.transaction_id, v_kept.number) > (v_window.era, v_window.transaction_id, v_window.number) then
+            v_window.era := v_kept.era;
+            v_window.transaction_id := v_kept.transaction_id;
+            v_window.number := v_kept.number;
+        end if;
+        v_window.since := coalesce(now() - v_kept.max_age, '-infinity');
+    else
+        v_window.since := case when starts_with(p_stream, 'metrics:') then now() - interval '24 hours' else '-infinity' end;
+    end if;
+
+    -- Ids of earlier eras mean nothing here. Only while transactions are at work that saw the last era as the present one, they count.
+    select e.era, e.began into v_era from llm.stream_era e;
+    v_window.before_era := v_era.era;
+    v_window.before_transaction := case when v_era.began < v_horizon then v_horizon else '0' end;
+    v_window.settled_transaction := case when v_era.began < v_horizon then '18446744073709551615' else v_horizon end;
+    return v_window;
+end
+$$;
+
+comment on function llm._stream_window(text, text, text) is
+'Which entries of a stream are to be read after a position, null for the beginning: those that are kept, and that no transaction at work can add to.
+Errors: invalid_parameter_value.';
+
+
+create function llm._settled_entries(
+    p_tenant text,
+    p_stream text,
+    p_window llm.stream_window
+)
+    returns table (
+        era            bigint,
+        transaction_id xid8,
+        number         bigint,
+        name           text,
+        payload        jsonb,
+        value          double precision,
+        user_id        uuid,
+        at             timestamptz
+    )
+    language sql
+    stable
+as $$
+    select e.era, e.transaction_id, e.number, e.name, e.payload, e.value, e.user_id, e.at
+    from llm.stream_entries e
+    where e.tenant_id operator(pg_catalog.=) p_tenant
+        and e.stream operator(pg_catalog.=) p_stream
+        and (e.era, e.transaction_id, e.number) operator(pg_catalog.>) ((p_window).era, (p_window).transaction_id, (p_window).number)
+        and (e.era, e.transaction_id) operator(pg_catalog.<) ((p_window).before_era, (p_window).before_transaction)
+        and e.transaction_id operator(pg_catalog.<) (p_window).settled_transaction
+        and e.at operator(pg_catalog.>=) (p_window).since
+    order by e.era, e.transaction_id, e.number
+$$;
+
+comment on function llm._settled_entries(text, text, llm.stream_window) is
+'The entries of a stream in a window of llm._stream_window(), in order. Inlined where it is used.';
+
+
+-- Appending
+
+create function llm._refuse_entry(
+    p_stream  text,
+    p_name    text,
+    p_payload text
+)
+    returns void
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if p_stream is null or octet_length(p_stream) not between 1 and 200 or octet_length(p_name) not between 1 and 200 then
+        raise exception 'stream and name of an entry have % and % bytes', coalesce(octet_length(p_stream)::text, 'no'),
+            coalesce(octet_length(p_name)::text, 'no')
+            using errcode = 'invalid_parameter_value',
+                  hint = 'The stream has 1 to 200 bytes; the name too, if there is one.';
+    end if;
+    if p_payload is null then
+        raise exception 'an entry of stream % has no payload', p_stream
+            using errcode = 'null_value_not_allowed',
+                  hint = 'Give JSON text; that of nothing is ''null''.';
+    end if;
+end
+$$;
+
+comment on function llm._refuse_entry(text, text, text) is
+'Raises when an entry cannot be one. Errors: invalid_parameter_value, null_value_not_allowed.';
+
+
+-- security definer: streams are written by functions alone, so that nobody chooses a position; user_isolation holds here too.
+create function llm.stream_append(
+    p_stream  text,
+    p_payload text,
+    p_name    text default null,
+    p_user_id uuid default null
+)
+    returns text
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant   text := llm._stream_tenant();
+    v_position text;
+begin
+    if (octet_length(p_stream) between 1 and 200 and p_payload is not null and p_name is null) is not true then
+        perform llm._refuse_entry(p_stream, p_name, p_payload);
+    end if;
+    insert into llm.stream_entries as e (tenant_id, stream, era, user_id, name, payload)
+    values (v_tenant, p_stream, (select s.era from llm.stream_era s), p_user_id, p_name, llm._clean_json(p_payload))
+    returning concat_ws('-', e.era, e.transaction_id, e.number)
+    into v_position;
+    return v_position;
+end
+$$;
+
+alter function llm.stream_append(text, text, text, uuid) owner to llm_owner;
+
+comment on function llm.stream_append(text, text, text, uuid) is
+'Appends an entry to a stream, which begins with its first, and returns its position. p_stream: 1 to 200 bytes; p_payload: JSON text, cleaned as by
+llm.clean_jsonb(); p_name: what kind of event it is; p_user_id: whom it concerns. It can be read when this and every older transaction has ended.
+Errors: invalid_parameter_value, null_value_not_allowed; invalid_text_representation when it is not JSON; object_not_in_prerequisite_state.';
+
+
+-- security definer: as llm.stream_append().
+create function llm.stream_append_all(
+    p_stream   text,
+    p_payloads text[],
+    p_names    text[] default null,
+    p_user_ids uuid[] default null
+)
+    returns text[]
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant    text := llm._stream_tenant();
+    v_all       text := array_to_string(p_payloads, '');
+    v_is_clean  boolean := strpos(v_all, '\u') = 0 and strpos(v_all, '␛') = 0;
+    v_positions text[];
+begin
+    if array_position(p_payloads, null) is not null or cardinality(p_names) <> cardinality(p_payloads) or cardinality(p_user_ids) <> cardinality(p_payloads)
+    then
+        raise exception 'there are % payloads, % names and % users', cardinality(array_remove(p_payloads, null)), cardinality(p_names),
+            cardinality(p_user_ids)
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Each payload is JSON text; give as many names and users, or none.';
+    end if;
+    perform llm._refuse_entry(p_stream, n.name, ''::text) from unnest(coalesce(p_names, '{null}')) n (name);
+
+    with appended as (
+        insert into llm.stream_entries as e (tenant_id, stream, era, user_id, name, payload)
+        select v_tenant, p_stream, s.era, n.user_id, n.name, case when v_is_clean then n.payload::jsonb else llm._clean_json(n.payload) end
+        from unnest(p_payloads, p_names, p_user_ids) with ordinality n (payload, name, user_id, ordinal)
+        cross join llm.stream_era s
+        order by n.ordinal
+        returning e.era, e.transaction_id, e.number
+    )
+    select array_agg(concat_ws('-', a.era, a.transaction_id, a.number) order by a.number) into v_positions from appended a;
+    return coalesce(v_positions, '{}');
+end
+$$;
+
+alter function llm.stream_append_all(text, text[], text[], uuid[]) owner to llm_owner;
+
+comment on function llm.stream_append_all(text, text[], text[], uuid[]) is
+'llm.stream_append() for many entries at once, all or none; returns their positions. p_stream; p_payloads: JSON texts; p_names, p_user_ids: as many,
+or null. Errors: as there.';
+
+
+-- Reading
+
+-- security definer: for its own tenant alone, checked once, where row-level security would ask for each table; user_isolation holds here too.
+create function llm.stream_read(
+    p_stream text,
+    p_after  text default null,
+    p_limit  bigint default 100
+)
+    returns setof llm.stream_entry
+    language plpgsql
+    stable
+    security definer
+    set search_path = pg_catalog, pg_temp
+    -- Planned once: otherwise for each call, because a plan for any limit looks dear beside one for 100.
+    set plan_cache_mode = force_generic_plan
+as $$
+declare
+    v_tenant text := llm._stream_tenant();
+    v_window llm.stream_window := llm._stream_window(v_tenant, p_stream, p_after);
+begin
+    return query
+        select concat_ws('-', e.era, e.transaction_id, e.number), p_stream, e.name, e.payload, e.value, e.user_id, e.at
+        from llm._settled_entries(v_tenant, p_stream, v_window) e
+        limit p_limit;
+end
+$$;
+
+alter function llm.stream_read(text, text, bigint) owner to llm_owner;
+
+comment on function llm.stream_read(text, text, bigint) is
+'The entries of a stream after a position, in the one order that all readers see; whoever goes on from the last one misses none. p_stream; p_after: a
+position, null for the beginning; p_limit: at most so many. Entries of transactions that are younger than one still at work wait:
+llm.stream_horizon() says for whom. Errors: invalid_parameter_value for what is no position; object_not_in_prerequisite_state.';
+
+
+create function llm.stream_read_many(
+    p_after jsonb,
+    p_limit bigint default 100
+)
+    returns setof llm.stream_entry
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if jsonb_typeof(p_after) is distinct from 'object' then
+        raise exception 'these are not streams: %', left(coalesce(p_after::text, 'null'), 40)
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Give an object of positions by stream: {"orders": "1-5023-17", "mails": null}.';
+    end if;
+    return query select r.* from jsonb_each_text(p_after) s (stream, after) cross join lateral llm.stream_read(s.stream, s.after, p_limit) r;
+end
+$$;
+
+comment on function llm.stream_read_many(jsonb, bigint) is
+'llm.stream_read() of several streams at once. p_after: positions by stream; p_limit: at most so many of each. Errors: as there.';
+
+
+-- security definer: as llm.stream_read().
+create function llm.stream_range(
+    p_stream       text,
+    p_from         timestamptz default null,
+    p_to           timestamptz default null,
+    p_limit        bigint default 100,
+    p_newest_first boolean default false
+)
+    returns setof llm.stream_entry
+    language plpgsql
+    stable
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text := llm._stream_tenant();
+    v_window llm.stream_window := llm._stream_window(v_tenant, p_stream, null::text);
+    v_to     timestamptz := coalesce(p_to, 'infinity');
+begin
+    v_window.since := greatest(v_window.since, p_from);
+    if p_newest_first then
+        return query
+            select concat_ws('-', e.era, e.transaction_id, e.number), p_stream, e.name, e.payload, e.value, e.user_id, e.at
+            from llm._settled_entries(v_tenant, p_stream, v_window) e
+            where e.at < v_to
+            order by e.era desc, e.transaction_id desc, e.number desc
+            limit p_limit;
+    else
+        return query
+            select concat_ws('-', e.era, e.transaction_id, e.number), p_stream, e.name, e.payload, e.value, e.user_id, e.at
+            from llm._settled_entries(v_tenant, p_stream, v_window) e
+            where e.at < v_to
+            order by e.era, e.transaction_id, e.number
+            limit p_limit;
+    end if;
+end
+$$;
+
+alter function llm.stream_range(text, timestamptz, timestamptz, bigint, boolean) owner to llm_owner;
+
+comment on function llm.stream_range(text, timestamptz, timestamptz, bigint, boolean) is
+'The entries of a stream that were appended in a time, in the order of the stream. p_stream; p_from, p_to: inclusive, exclusive, null for all;
+p_limit: at most so many; p_newest_first: in the opposite order. Partitions of other times are not looked at.
+Errors: object_not_in_prerequisite_state.';
+
+
+create function llm.stream_end(
+    p_stream text
+)
+    returns text
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- That of an entry, and no number ahead of it: what was not committed yet, a crash may give again.
+    return (select r.position from llm.stream_range(p_stream, null::timestamptz, null::timestamptz, 1::bigint, true) r);
+end
+$$;
+
+comment on function llm.stream_end(text) is
+'The position of the last entry of a stream that can be read, null when there is none: who reads on from there sees what comes later.
+Errors: object_not_in_prerequisite_state.';
+
+
+-- security definer: as llm.stream_read().
+create function llm.stream_length(
+    p_stream text
+)
+    returns bigint
+    language plpgsql
+    stable
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_tenant text := llm._stream_tenant();
+    v_window llm.stream_window := llm._stream_window(v_tenant, p_stream, null::text);
+begin
+    return (select count(*) from llm._settled_entries(v_tenant, p_stream, v_window));
+end
+$$;
+
+alter function llm.stream_length(text) owner to llm_owner;
+
+comment on function llm.stream_length(text) is
+'How many entries of a stream can be read. They are counted: about a second for five million. Errors: object_not_in_prerequisite_state.';
+
+
+select llm._grant_execute(
+    array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader'],
+    '_stream_tenant', '_refuse_position', '_stream_window', '_settled_entries', 'stream_read', 'stream_read_many', 'stream_range', 'stream_end',
+    'stream_length'
+);
+select llm._grant_execute(
+    array['llm_owner', 'llm_admin', 'llm_app'],
+    '_refuse_entry', 'stream_append', 'stream_append_all'
+);
