@@ -5,15 +5,17 @@ from __future__ import annotations
 from tests.support import Client
 
 def test_probe(db: Client, app: Client, bound: Client):
-    print(app.one("select llm.stream_append('s', '{\"a\": 1}')"))
-    print(app.one("select llm.stream_append_all('s', array['1','2','3'])"))
-    print(app.rows("select * from llm.stream_read('s')"))
-    print(app.one("select llm.stream_end('s')"), app.one("select llm.stream_length('s')"))
-    print(db.rows("select * from llm.stream_era"))
-    db.run("set session authorization llm_owner")
-    for r in db.rows("""explain (costs off) select * from llm._settled_entries('acme', 's', llm._stream_window('acme', 's', '1-1-1')) limit 5"""):
-        print(r[0])
-    db.run("prepare x(llm.stream_window) as select * from llm._settled_entries('acme', 's', $1) limit 5; set plan_cache_mode = force_generic_plan")
-    for r in db.rows("""explain (analyze, costs off) execute x(llm._stream_window('acme', 's', '1-1-1'))"""):
-        print(r[0])
+    app.run("select llm.stream_append('s', '{\"a\": 1}')")
+    app.one("select llm.stream_append_all('s', array['1','2','3'])")
+    app.one("select llm.group_create('s', 'g')")
+    for q in ["select * from llm.group_read('s','g','c', 2)", "select * from llm.group_read('s','g','d', 5)", "select * from llm.group_read('s','g','d', 5)",
+       "select * from llm.group_pending('s','g')", "select * from llm.group_claim('s','g','e','0')", "select * from llm.group_lag()",
+       "select llm.group_ack('s','g', array(select position from llm.group_pending('s','g','e',3)), 'e')", "select * from llm.group_lag()",
+       "select llm.metric_record('m', 1.5)", "select llm.metric_record_all('{m,m,n}', '{2,3,4}')", "select * from llm.metric_window('m')",
+       "select llm.channel_subscribe('bob', '{incidents:*}')", "select llm.channel_publish('incidents:1', '1')", "select llm.channel_publish('x', '1')",
+       "select llm.signal_subscribers()", "select llm.signal_subscribers()",
+       "select * from llm.channel_read('bob')", "select * from llm.channel_presence()", "select * from llm.stream_info('s')", "select * from llm.list_streams()",
+       "select * from llm.stream_horizon()", "select llm.stream_trim('s', 1)", "select * from llm.stream_info('s')", "select llm.set_stream_policy('s', 1, '1 day')"]:
+        print(q, app.rows(q))
+    print(db.rows("call llm.trim_streams()"))
     assert 0

@@ -67,6 +67,26 @@ comment on function llm._stream_tenant() is
 'The tenant whose streams this transaction reads and writes. Errors: object_not_in_prerequisite_state when none is set.';
 
 
+create function llm._stream_tenant_of_all()
+    returns text
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if llm.current_user_id() is not null then
+        raise exception 'this transaction works for user %, and sees only the entries that concern him or nobody', llm.current_user_id()
+            using errcode = 'object_not_in_prerequisite_state',
+                  hint = 'Consumers of a group, and who trims a stream, work for all: select llm.set_user(null).';
+    end if;
+    return llm._stream_tenant();
+end
+$$;
+
+comment on function llm._stream_tenant_of_all() is
+'llm._stream_tenant() for what must see all entries. Errors: object_not_in_prerequisite_state when a user or no tenant is set.';
+
+
 -- Positions
 
 create function llm._refuse_position(
@@ -86,6 +106,23 @@ $$;
 
 comment on function llm._refuse_position(text) is
 'Raises invalid_parameter_value: this is no position.';
+
+
+create function llm._default_max_age(
+    p_stream text
+)
+    returns interval
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return case when starts_with(p_stream, 'metrics:') then interval '24 hours' end;
+end
+$$;
+
+comment on function llm._default_max_age(text) is
+'How long entries of a stream are kept that nobody said it for: metrics for 24 hours, others as long as their partition.';
 
 
 create function llm._stream_window(
@@ -129,7 +166,7 @@ begin
         end if;
         v_window.since := coalesce(now() - v_kept.max_age, '-infinity');
     else
-        v_window.since := case when starts_with(p_stream, 'metrics:') then now() - interval '24 hours' else '-infinity' end;
+        v_window.since := coalesce(now() - llm._default_max_age(p_stream), '-infinity');
     end if;
 
     -- Ids of earlier eras mean nothing here. Only while transactions are at work that saw the last era as the present one, they count.
@@ -443,8 +480,8 @@ comment on function llm.stream_length(text) is
 
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app', 'llm_reader'],
-    '_stream_tenant', '_refuse_position', '_stream_window', '_settled_entries', 'stream_read', 'stream_read_many', 'stream_range', 'stream_end',
-    'stream_length'
+    '_stream_tenant', '_stream_tenant_of_all', '_refuse_position', '_default_max_age', '_stream_window', '_settled_entries', 'stream_read',
+    'stream_read_many', 'stream_range', 'stream_end', 'stream_length'
 );
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app'],
