@@ -217,7 +217,8 @@ begin
                 and g.stream = p_stream
                 and g.group_name = p_group
         )
-        select concat_ws('-', e.era, e.transaction_id, e.number), e.name, e.payload, e.value, e.user_id, e.at, p_consumer, clock_timestamp(), 1::bigint
+        select
+            concat_ws('-', e.era, e.transaction_id, e.number), e.name, e.payload, e.value, e.user_id, e.at, p_consumer, clock_timestamp(), 1::bigint
         from entries e;
 end
 $$;
@@ -277,7 +278,8 @@ begin
             returning d.era, d.transaction_id, d.number, d.at, d.delivered_at, d.delivery_count
         )
         select
-            concat_ws('-', c.era, c.transaction_id, c.number), e.name, e.payload, e.value, e.user_id, c.at, p_consumer, c.delivered_at, c.delivery_count
+            concat_ws('-', c.era, c.transaction_id, c.number), e.name, e.payload, e.value, e.user_id, c.at, p_consumer, c.delivered_at,
+            c.delivery_count
         from claimed c
         left join llm.stream_entries e
             on e.tenant_id = v_tenant
@@ -293,8 +295,8 @@ $$;
 alter function llm.group_claim(text, text, text, interval, bigint) owner to llm_owner;
 
 comment on function llm.group_claim(text, text, text, interval, bigint) is
-'Delivers again to a consumer what was delivered and not acknowledged for some time, the oldest entries first; what another one is claiming just now is
-left to him. p_stream; p_group; p_consumer: who takes them; p_min_idle: since their last delivery; p_limit: at most so many. delivery_count tells
+'Delivers again to a consumer what was delivered and not acknowledged for some time, the oldest entries first; what another one is claiming just now
+is left to him. p_stream; p_group; p_consumer: who takes them; p_min_idle: since their last delivery; p_limit: at most so many. delivery_count tells
 poison. Errors: invalid_parameter_value; object_not_in_prerequisite_state, also when llm.set_user() told of a user.';
 
 

@@ -11,8 +11,8 @@ create type llm.metric_summary as (
 );
 
 comment on type llm.metric_summary is
-'What a metric measured from begins_at until before ends_at: how often, the least, the most, their mean, their sum, and the percentiles that were asked
-for, between two values if need be; is_whole: nothing of that time was trimmed.';
+'What a metric measured from begins_at until before ends_at: how often, the least, the most, mean and sum, and the percentiles that were asked
+for, interpolated; is_whole: nothing of that time was trimmed.';
 
 
 create function llm._refuse_metric(
@@ -96,7 +96,8 @@ declare
     v_count  bigint := cardinality(p_values);
 begin
     if cardinality(p_metrics) is distinct from v_count or cardinality(p_at) <> v_count or cardinality(p_labels) <> v_count then
-        raise exception 'there are % metrics, % values, % times and % labels', cardinality(p_metrics), v_count, cardinality(p_at), cardinality(p_labels)
+        raise exception 'there are % metrics, % values, % times and % labels', cardinality(p_metrics), v_count, cardinality(p_at),
+            cardinality(p_labels)
             using errcode = 'invalid_parameter_value',
                   hint = 'Give as many of each; times and labels may be null altogether.';
     end if;
@@ -120,8 +121,8 @@ $$;
 alter function llm.metric_record_all(text[], double precision[], timestamptz[], text[]) owner to llm_owner;
 
 comment on function llm.metric_record_all(text[], double precision[], timestamptz[], text[]) is
-'llm.metric_record() for many values at once, all or none. p_metrics, p_values; p_at: when each was measured, null for now; p_labels: JSON texts or null.
-Returns how many. Errors: as there; datetime_field_overflow for times that no partition is kept for.';
+'llm.metric_record() for many values at once, all or none. p_metrics, p_values; p_at: when each was measured, null for now; p_labels: JSON texts or
+null. Returns how many. Errors: as there; datetime_field_overflow for times that no partition is kept for.';
 
 
 -- security definer: as llm.stream_read().

@@ -136,20 +136,19 @@ create function llm._stream_window(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_window  llm.stream_window;
-    v_era     record;
-    v_kept    record;
-    v_horizon xid8 := pg_snapshot_xmin(pg_current_snapshot());
+    v_era         bigint := 0;
+    v_transaction xid8 := '0';
+    v_number      bigint := 0;
+    v_since       timestamptz;
+    v_kept        record;
+    v_now         record;
+    v_horizon     xid8 := pg_snapshot_xmin(pg_current_snapshot());
 begin
-    if p_after is null then
-        v_window.era := 0;
-        v_window.transaction_id := '0';
-        v_window.number := 0;
-    elsif p_after ~ '^\d{1,18}-\d{1,18}-\d{1,18}$' then
-        v_window.era := split_part(p_after, '-', 1)::bigint;
-        v_window.transaction_id := split_part(p_after, '-', 2)::xid8;
-        v_window.number := split_part(p_after, '-', 3)::bigint;
-    else
+    if p_after ~ '^\d{1,18}-\d{1,18}-\d{1,18}$' then
+        v_era := split_part(p_after, '-', 1)::bigint;
+        v_transaction := split_part(p_after, '-', 2)::xid8;
+        v_number := split_part(p_after, '-', 3)::bigint;
+    elsif p_after is not null then
         perform llm._refuse_position(p_after);
     end if;
 
@@ -158,23 +157,23 @@ begin
     from llm.streams s
     where s.tenant_id = p_tenant
         and s.stream = p_stream;
-    if found then
-        if (v_kept.era, v_kept.transaction_id, v_kept.number) > (v_window.era, v_window.transaction_id, v_window.number) then
-            v_window.era := v_kept.era;
-            v_window.transaction_id := v_kept.transaction_id;
-            v_window.number := v_kept.number;
-        end if;
-        v_window.since := coalesce(now() - v_kept.max_age, '-infinity');
+    if not found then
+        v_since := now() - llm._default_max_age(p_stream);
     else
-        v_window.since := coalesce(now() - llm._default_max_age(p_stream), '-infinity');
+        v_since := now() - v_kept.max_age;
+        if (v_kept.era, v_kept.transaction_id, v_kept.number) > (v_era, v_transaction, v_number) then
+            v_era := v_kept.era;
+            v_transaction := v_kept.transaction_id;
+            v_number := v_kept.number;
+        end if;
     end if;
 
     -- Ids of earlier eras mean nothing here. Only while transactions are at work that saw the last era as the present one, they count.
-    select e.era, e.began into v_era from llm.stream_era e;
-    v_window.before_era := v_era.era;
-    v_window.before_transaction := case when v_era.began < v_horizon then v_horizon else '0' end;
-    v_window.settled_transaction := case when v_era.began < v_horizon then '18446744073709551615' else v_horizon end;
-    return v_window;
+    select e.era, e.began < v_horizon as is_settled into v_now from llm.stream_era e;
+    return row(
+        v_era, v_transaction, v_number, coalesce(v_since, '-infinity'), v_now.era, case when v_now.is_settled then v_horizon else '0' end,
+        case when v_now.is_settled then '18446744073709551615' else v_horizon end
+    )::llm.stream_window;
 end
 $$;
 
@@ -302,7 +301,8 @@ declare
     v_is_clean  boolean := strpos(v_all, '\u') = 0 and strpos(v_all, '␛') = 0;
     v_positions text[];
 begin
-    if array_position(p_payloads, null) is not null or cardinality(p_names) <> cardinality(p_payloads) or cardinality(p_user_ids) <> cardinality(p_payloads)
+    if array_position(p_payloads, null) is not null or cardinality(p_names) <> cardinality(p_payloads)
+        or cardinality(p_user_ids) <> cardinality(p_payloads)
     then
         raise exception 'there are % payloads, % names and % users', cardinality(array_remove(p_payloads, null)), cardinality(p_names),
             cardinality(p_user_ids)
@@ -406,21 +406,23 @@ as $$
 declare
     v_tenant text := llm._stream_tenant();
     v_window llm.stream_window := llm._stream_window(v_tenant, p_stream, null::text);
+    v_from   timestamptz := coalesce(p_from, '-infinity');
     v_to     timestamptz := coalesce(p_to, 'infinity');
 begin
-    v_window.since := greatest(v_window.since, p_from);
     if p_newest_first then
         return query
             select concat_ws('-', e.era, e.transaction_id, e.number), p_stream, e.name, e.payload, e.value, e.user_id, e.at
             from llm._settled_entries(v_tenant, p_stream, v_window) e
-            where e.at < v_to
+            where e.at >= v_from
+                and e.at < v_to
             order by e.era desc, e.transaction_id desc, e.number desc
             limit p_limit;
     else
         return query
             select concat_ws('-', e.era, e.transaction_id, e.number), p_stream, e.name, e.payload, e.value, e.user_id, e.at
             from llm._settled_entries(v_tenant, p_stream, v_window) e
-            where e.at < v_to
+            where e.at >= v_from
+                and e.at < v_to
             order by e.era, e.transaction_id, e.number
             limit p_limit;
     end if;

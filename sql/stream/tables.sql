@@ -1,11 +1,18 @@
--- Streams: entries in the order in which transactions commit. Daily partitions; seven days are kept unless llm.create_partitions() was told otherwise.
+-- Streams: entries in an order in which nothing appears behind a reader. Daily partitions; seven days are kept unless llm.create_partitions() was
+-- told otherwise.
 
 create sequence if not exists llm.stream_era_number;
 alter sequence llm.stream_era_number owner to llm_owner;
 
 -- A restore of a dump fills materialized views anew, after it has set sequences: so this one is one more there, and only there.
-create materialized view if not exists llm.stream_era as
-select nextval('llm.stream_era_number'::regclass) as era, pg_current_xact_id() as began;
+do $era$
+begin
+    if to_regclass('llm.stream_era') is null then
+        create materialized view llm.stream_era as
+        select nextval('llm.stream_era_number'::regclass) as era, pg_current_xact_id() as began;
+    end if;
+end
+$era$;
 
 comment on materialized view llm.stream_era is
 'The era of the transaction ids that streams are ordered by: one, and one more after each restore of a dump, where ids of another server would mean
@@ -62,21 +69,21 @@ create policy written_by_function on llm.stream_entries to llm_owner using (true
 select llm.register_personal_data('llm.stream_entries'::regclass, 'user_id'::text, 'delete'::text, null::regclass, null::text[], null::text);
 
 create table if not exists llm.streams (
-    tenant_id    text collate "C" not null check (tenant_id <> '*'),
-    stream       text collate "C" not null,
-    max_length   bigint check (max_length > 0),
-    max_age      interval check (max_age > '0'),
-    era          bigint not null default 0,
+    tenant_id       text collate "C" not null check (tenant_id <> '*'),
+    stream          text collate "C" not null,
+    max_length      bigint check (max_length > 0),
+    max_age         interval check (max_age > '0'),
+    era             bigint not null default 0,
     transaction_id  xid8 not null default '0',
-    number       bigint not null default 0,
-    trimmed_at   timestamptz not null default '-infinity',
+    number          bigint not null default 0,
+    trimmed_at      timestamptz not null default '-infinity',
 
     primary key (tenant_id, stream)
 );
 
 comment on table llm.streams is
 'How much of a stream is kept, for those that were told: max_length entries, those younger than max_age (in hours and less, so that no time zone
-counts); null: all that there are partitions for. era, transaction_id and number: the last entry that was trimmed; trimmed_at: the time of the youngest.';
+counts); null: all that there are partitions for. era, transaction_id, number: the last entry that was trimmed; trimmed_at: the youngest''s time.';
 
 select llm._protect_tenant_table('llm.streams'::regclass, 'select'::text);
 drop policy if exists written_by_function on llm.streams;

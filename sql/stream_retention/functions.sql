@@ -143,33 +143,38 @@ as $$
 declare
     v_tenant  text := llm._stream_tenant();
     v_window  llm.stream_window := llm._stream_window(v_tenant, p_stream, null::text);
-    v_summary llm.stream_summary;
+    v_kept    record;
+    v_first   record;
+    v_last    record;
 begin
-    select count(*) into v_summary.length from llm._settled_entries(v_tenant, p_stream, v_window);
-    select concat_ws('-', e.era, e.transaction_id, e.number), e.at
-    into v_summary.first_position, v_summary.first_at
+    select s.max_length, s.max_age into v_kept from llm.streams s where s.tenant_id = v_tenant and s.stream = p_stream;
+    if not found then
+        select null::bigint as max_length, llm._default_max_age(p_stream) as max_age into v_kept;
+    end if;
+    select concat_ws('-', e.era, e.transaction_id, e.number) as position, e.at
+    into v_first
     from llm._settled_entries(v_tenant, p_stream, v_window) e
     limit 1;
-    select r.position, r.at
-    into v_summary.last_position, v_summary.last_at
-    from llm.stream_range(p_stream, null::timestamptz, null::timestamptz, 1::bigint, true) r;
-    select s.max_length, coalesce(s.max_age, '0')
-    into v_summary.max_length, v_summary.max_age
-    from llm.streams s
-    where s.tenant_id = v_tenant
-        and s.stream = p_stream;
-    v_summary.max_age := nullif(coalesce(v_summary.max_age, llm._default_max_age(p_stream)), '0');
-    v_summary.waiting := (
-        select count(*)
-        from llm.stream_entries e
-        where e.tenant_id = v_tenant
-            and e.stream = p_stream
-            and ((e.era, e.transaction_id) >= (v_window.before_era, v_window.before_transaction)
-                 or e.transaction_id >= v_window.settled_transaction)
-            and e.transaction_id is distinct from pg_current_xact_id_if_assigned()
-    );
-    v_summary.stream := p_stream;
-    return v_summary;
+    select r.position, r.at into v_last from llm.stream_range(p_stream, null::timestamptz, null::timestamptz, 1::bigint, true) r;
+    return row(
+        p_stream,
+        (select count(*) from llm._settled_entries(v_tenant, p_stream, v_window)),
+        v_first.position,
+        v_last.position,
+        v_first.at,
+        v_last.at,
+        v_kept.max_length,
+        v_kept.max_age,
+        (
+            select count(*)
+            from llm.stream_entries e
+            where e.tenant_id = v_tenant
+                and e.stream = p_stream
+                and ((e.era, e.transaction_id) >= (v_window.before_era, v_window.before_transaction)
+                     or e.transaction_id >= v_window.settled_transaction)
+                and e.transaction_id is distinct from pg_current_xact_id_if_assigned()
+        )
+    )::llm.stream_summary;
 end
 $$;
 
