@@ -150,7 +150,8 @@ declare
     v_kept   timestamptz;
 begin
     if (v_window > '0' and v_step > '0' and v_window <= 10000 * v_step) is not true
-        or not (0 <= all (p_percentiles) and 1 >= all (p_percentiles)) is not false
+        or 0 > any (p_percentiles)
+        or 1 < any (p_percentiles)
     then
         raise exception 'a metric cannot be summed up over % in steps of %, with percentiles %', coalesce(p_window::text, 'null'),
             coalesce(p_step::text, 'the whole'), coalesce(p_percentiles::text, 'null')
