@@ -183,10 +183,15 @@ def test_a_user_sees_what_concerns_him_or_nobody(app: Client, admin: Client) -> 
         assert len(read(app)) == 3
         app.run("select llm.set_user(%s)", BOB)
         assert read(app) == ["2", "e"]
-        with raises(InsufficientPrivilege, match="user_isolation"), app.transaction():
-            app.run("select llm.stream_append('s', '1', null, %s)", ANNE)
+        assert app.column("select payload from llm.stream_entries order by number") == ["2", "e"]
+        for call in ("llm.stream_append('s', '1', null, %s)", "llm.stream_append_all('s', '{1,2}', null, array[null, %s])"):
+            with raises(InsufficientPrivilege, match="works for another user", hint="set_user"), app.transaction():
+                app.run(f"select {call}", ANNE)
+        assert app.one("select llm.stream_append('s', '3', null, %s)", BOB)
     with admin.tenant("acme"):
         admin.run("select llm.forget_user(%s)", BOB)
+        assert read(admin) == ["1", "e"]
+        admin.run("select llm.set_user(%s)", ANNE)
         assert read(admin) == ["1", "e"]
 
 
@@ -337,7 +342,7 @@ def test_appending_takes_no_lock_that_all_wait_for(database: Database, bound: Cl
     writers = database.clients(4, "app")
     locks = """
         select distinct l.mode, l.relation::regclass::text from pg_locks l
-        where l.classid = 'pg_database'::regclass and l.objid = 0 or l.mode !~ 'AccessShare|RowExclusive|RowShare' and l.relation is not null
+        where l.classid = 'pg_database'::regclass and l.objid = 0 or l.locktype = 'relation' and l.mode !~ 'AccessShare|RowExclusive|RowShare|ShareUpdate'
         """
 
     def write(client: Client) -> None:

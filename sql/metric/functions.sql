@@ -62,7 +62,7 @@ begin
         perform llm._refuse_metric(p_metric, p_value);
     end if;
     insert into llm.stream_entries as e (tenant_id, stream, era, value, payload)
-    values (v_tenant, 'metrics:' || p_metric, (select s.era from llm.stream_era s), p_value,
+    values (v_tenant, 'metrics:' || p_metric, (select n.era from llm.stream_era n), p_value,
             case when p_labels is not null then llm._clean_json(p_labels) end)
     returning concat_ws('-', e.era, e.transaction_id, e.number)
     into v_position;

@@ -20,12 +20,13 @@ create type llm.stream_window as (
     since                timestamptz,
     before_era           bigint,
     before_transaction   xid8,
-    settled_transaction  xid8
+    settled_transaction  xid8,
+    user_id              uuid
 );
 
 comment on type llm.stream_window is
 'Which entries are to be read: those after a position, not older than since, before an era and transaction, and of transactions older than
-settled_transaction in any era.';
+settled_transaction in any era; of those that concern anybody only those of user_id, if that is not null.';
 
 
 create function llm._stream_tenant()
@@ -134,14 +135,14 @@ create function llm._stream_window(
     language plpgsql
     stable
     set search_path = pg_catalog, pg_temp
+    -- Planned once: otherwise for each call.
+    set plan_cache_mode = force_generic_plan
 as $$
 declare
     v_era         bigint := 0;
     v_transaction xid8 := '0';
     v_number      bigint := 0;
-    v_since       timestamptz;
     v_kept        record;
-    v_now         record;
     v_horizon     xid8 := pg_snapshot_xmin(pg_current_snapshot());
 begin
     if p_after ~ '^\d{1,18}-\d{1,18}-\d{1,18}$' then
@@ -152,27 +153,23 @@ begin
         perform llm._refuse_position(p_after);
     end if;
 
-    select s.era, s.transaction_id, s.number, s.max_age
+    select e.era as present_era, e.began < v_horizon as is_settled, s.era, s.transaction_id, s.number,
+        case when s.stream is null then llm._default_max_age(p_stream) else s.max_age end as max_age
     into v_kept
-    from llm.streams s
-    where s.tenant_id = p_tenant
-        and s.stream = p_stream;
-    if not found then
-        v_since := now() - llm._default_max_age(p_stream);
-    else
-        v_since := now() - v_kept.max_age;
-        if (v_kept.era, v_kept.transaction_id, v_kept.number) > (v_era, v_transaction, v_number) then
-            v_era := v_kept.era;
-            v_transaction := v_kept.transaction_id;
-            v_number := v_kept.number;
-        end if;
+    from llm.stream_era e
+    left join llm.streams s on s.tenant_id = p_tenant and s.stream = p_stream;
+    if (v_kept.era, v_kept.transaction_id, v_kept.number) > (v_era, v_transaction, v_number) then
+        v_era := v_kept.era;
+        v_transaction := v_kept.transaction_id;
+        v_number := v_kept.number;
     end if;
 
     -- Ids of earlier eras mean nothing here. Only while transactions are at work that saw the last era as the present one, they count.
-    select e.era, e.began < v_horizon as is_settled into v_now from llm.stream_era e;
     return row(
-        v_era, v_transaction, v_number, coalesce(v_since, '-infinity'), v_now.era, case when v_now.is_settled then v_horizon else '0' end,
-        case when v_now.is_settled then '18446744073709551615' else v_horizon end
+        v_era, v_transaction, v_number, coalesce(now() - v_kept.max_age, '-infinity'), v_kept.present_era,
+        case when v_kept.is_settled then v_horizon else '0' end,
+        case when v_kept.is_settled then '18446744073709551615' else v_horizon end,
+        llm.current_user_id()
     )::llm.stream_window;
 end
 $$;
@@ -208,6 +205,7 @@ as $$
         and (e.era, e.transaction_id) operator(pg_catalog.<) ((p_window).before_era, (p_window).before_transaction)
         and e.transaction_id operator(pg_catalog.<) (p_window).settled_transaction
         and e.at operator(pg_catalog.>=) (p_window).since
+        and ((p_window).user_id is null or e.user_id is null or e.user_id operator(pg_catalog.=) (p_window).user_id)
     order by e.era, e.transaction_id, e.number
 $$;
 
@@ -246,7 +244,51 @@ comment on function llm._refuse_entry(text, text, text) is
 'Raises when an entry cannot be one. Errors: invalid_parameter_value, null_value_not_allowed.';
 
 
--- security definer: streams are written by functions alone, so that nobody chooses a position; user_isolation holds here too.
+create function llm._refuse_user(
+    p_user_id uuid
+)
+    returns void
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception 'this transaction works for another user than %', p_user_id
+        using errcode = 'insufficient_privilege',
+              hint = 'What concerns him is written for him, or for nobody: select llm.set_user(null).';
+end
+$$;
+
+comment on function llm._refuse_user(uuid) is
+'Raises insufficient_privilege: this is not the user that llm.set_user() told of.';
+
+
+create function llm._checked_writer(
+    p_tenant  text,
+    p_stream  text,
+    p_name    text,
+    p_user_id uuid,
+    p_payload text
+)
+    returns text
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if p_user_id <> llm.current_user_id() then
+        perform llm._refuse_user(p_user_id);
+    end if;
+    perform llm._refuse_entry(p_stream, p_name, p_payload);
+    return coalesce(p_tenant, llm._stream_tenant());
+end
+$$;
+
+comment on function llm._checked_writer(text, text, text, uuid, text) is
+'The tenant for whom an entry may be written, after all that can be wrong with it was looked at. Errors: as llm.stream_append().';
+
+
+-- security definer: streams are written by functions alone, so that nobody chooses a position.
 create function llm.stream_append(
     p_stream  text,
     p_payload text,
@@ -258,16 +300,30 @@ create function llm.stream_append(
     volatile
     security definer
     set search_path = pg_catalog, pg_temp
+    -- Planned once: otherwise for each call.
+    set plan_cache_mode = force_generic_plan
 as $$
 declare
-    v_tenant   text := llm._stream_tenant();
+    v_tenant   text;
+    v_era      bigint;
     v_position text;
 begin
-    if (octet_length(p_stream) between 1 and 200 and p_payload is not null and p_name is null) is not true then
-        perform llm._refuse_entry(p_stream, p_name, p_payload);
+    -- What llm._stream_tenant() asks, in one statement; every expression more is felt beside a bare insert.
+    select coalesce(r.tenant_id, llm.current_tenant()), n.era
+    into v_tenant, v_era
+    from llm.schema_migrations s
+    cross join llm.stream_era n
+    left join llm.tenant_roles r on r.role_name = session_user
+    where s.name = 'pg_llm'
+        and s.checksum = llm._storage_checksum();
+    if (v_tenant is not null and octet_length(p_stream) between 1 and 200 and p_payload is not null and p_name is null and p_user_id is null)
+        is not true
+    then
+        v_tenant := llm._checked_writer(v_tenant, p_stream, p_name, p_user_id, p_payload);
     end if;
     insert into llm.stream_entries as e (tenant_id, stream, era, user_id, name, payload)
-    values (v_tenant, p_stream, (select s.era from llm.stream_era s), p_user_id, p_name, llm._clean_json(p_payload))
+    values (v_tenant, p_stream, v_era, p_user_id, p_name,
+            case when strpos(p_payload, '\u') = 0 and strpos(p_payload, '␛') = 0 then p_payload::jsonb else llm._clean_json(p_payload) end)
     returning concat_ws('-', e.era, e.transaction_id, e.number)
     into v_position;
     return v_position;
@@ -279,7 +335,8 @@ alter function llm.stream_append(text, text, text, uuid) owner to llm_owner;
 comment on function llm.stream_append(text, text, text, uuid) is
 'Appends an entry to a stream, which begins with its first, and returns its position. p_stream: 1 to 200 bytes; p_payload: JSON text, cleaned as by
 llm.clean_jsonb(); p_name: what kind of event it is; p_user_id: whom it concerns. It can be read when this and every older transaction has ended.
-Errors: invalid_parameter_value, null_value_not_allowed; invalid_text_representation when it is not JSON; object_not_in_prerequisite_state.';
+Errors: invalid_parameter_value, null_value_not_allowed; invalid_text_representation when it is not JSON; insufficient_privilege for another user than
+llm.set_user() told of; object_not_in_prerequisite_state.';
 
 
 -- security definer: as llm.stream_append().
@@ -310,6 +367,7 @@ begin
                   hint = 'Each payload is JSON text; give as many names and users, or none.';
     end if;
     perform llm._refuse_entry(p_stream, n.name, ''::text) from unnest(coalesce(p_names, '{null}')) n (name);
+    perform llm._refuse_user(u) from unnest(p_user_ids) u where u <> llm.current_user_id();
 
     with appended as (
         insert into llm.stream_entries as e (tenant_id, stream, era, user_id, name, payload)
@@ -333,7 +391,7 @@ or null. Errors: as there.';
 
 -- Reading
 
--- security definer: for its own tenant alone, checked once, where row-level security would ask for each table; user_isolation holds here too.
+-- security definer: for its own tenant and user alone, checked once, where row-level security would ask for each table.
 create function llm.stream_read(
     p_stream text,
     p_after  text default null,
@@ -487,5 +545,5 @@ select llm._grant_execute(
 );
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app'],
-    '_refuse_entry', 'stream_append', 'stream_append_all'
+    '_checked_writer', '_refuse_user', '_refuse_entry', 'stream_append', 'stream_append_all'
 );

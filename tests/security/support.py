@@ -40,7 +40,7 @@ SAMPLES: dict[str, Any] = {
     "llm.security_policy": "({},{aes-256-cbc},256,90,f)",
     "llm.memory": None,
     "llm.partition_action": "(llm.config,keep,llm.config,,,)",
-    "llm.stream_window": "(0,0,0,-infinity,1,3,3)",
+    "llm.stream_window": "(0,0,0,-infinity,1,3,3,)",
     "llm.partition_strategy": "(llm.config,tenant_id,monthly,)",
     "name": "auditor",
     "oid": 1,
