@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, quantiles
+from typing import Any
 
 import psycopg
 import redis
 
-from bench.support import AtLeast, database, fact, line, medians, once, one, per_call, pgbench, redis_server, title
+from bench.support import AtLeast, Probe, database, fact, line, medians, once, one, per_call, pgbench, redis_server, title
 from tools.cluster import Cluster
 
 PROSE = (Path(__file__).parent.parent / "docs" / "coherence.md").read_text()
@@ -49,7 +51,7 @@ def run(cluster: Cluster, *, quick: bool) -> None:
         reading(cluster, superuser, peer, quick=quick)
 
 
-def note_late(values: Sequence[float], late: list[float]) -> float:
+def note_late(late: list[float], values: Sequence[float]) -> float:
     """Return the mean, and note the 95th percentile."""
     late.append(quantiles(values, n=20)[-1])
     return mean(values)
@@ -81,7 +83,7 @@ def appending(cluster: Cluster, superuser: psycopg.Connection, *, quick: bool) -
                     **{
                         name: pgbench(
                             cluster, "stream", "bound", script, clients=clients, transactions=transactions,
-                            options=f"-c synchronous_commit={commit}", average=lambda values, late=late[name]: note_late(values, late),
+                            options=f"-c synchronous_commit={commit}", average=partial(note_late, late[name]),
                         )
                         for name, script in (("ours", ours), ("bare", bare))
                     },
@@ -110,13 +112,13 @@ def reading(cluster: Cluster, superuser: psycopg.Connection, peer: redis.Redis |
         superuser.execute("vacuum analyze")
         middle = one(ours, "select position from llm.stream_read('read', null, %s) offset %s", entries, entries // 2)
         end = one(ours, "select llm.stream_end('read')")
-        probes = {}
-        for limit in (1, BATCH):
-            probes[f"read {limit}"] = per_call(
-                lambda limit=limit: ours.execute("select position, payload from llm.stream_read('read', %s, %s)", [middle, limit]).fetchall(), calls
-            )
-        probes["nothing new"] = per_call(lambda: ours.execute("select * from llm.stream_read('read', %s, 100)", [end]).fetchall(), calls)
-        probes["append"] = per_call(lambda: ours.execute("select llm.stream_append('events', %s)", [payload(1)]).fetchall(), calls)
+        probes = {
+            "nothing new": per_call(lambda: ours.execute("select * from llm.stream_read('read', %s, 100)", [end]).fetchall(), calls),
+            "append": per_call(lambda: ours.execute("select llm.stream_append('events', %s)", [payload(1)]).fetchall(), calls),
+        }
+
+        def read(limit: int) -> None:
+            ours.execute("select position, payload from llm.stream_read('read', %s, %s)", [middle, limit]).fetchall()
 
         def share(limit: int) -> None:
             rows = ours.execute("select position, payload from llm.group_read('read', 'g', 'ann', %s)", [limit]).fetchall()
@@ -126,27 +128,9 @@ def reading(cluster: Cluster, superuser: psycopg.Connection, peer: redis.Redis |
 
         ours.execute("select llm.group_create('read', 'g')")
         for limit in (1, BATCH):
-            probes[f"share {limit}"] = per_call(lambda limit=limit: share(limit), calls // 5)
-
-        their_probes = {}
-        if peer:
-            events = [peer.xadd("read", {"payload": payload(number)}) for number in range(entries)]
-            half, last = events[entries // 2], events[-1]
-
-            def share_theirs(limit: int) -> None:
-                found = peer.xreadgroup("g", "ann", {"read": ">"}, count=limit)
-                ids = [each for each, _ in found[0][1]] if found else []
-                if ids:
-                    peer.xack("read", "g", *ids)
-                if len(ids) < limit:
-                    peer.xgroup_setid("read", "g", "0")
-
-            peer.xgroup_create("read", "g", id="0")
-            for limit in (1, BATCH):
-                their_probes[f"read {limit}"] = per_call(lambda limit=limit: peer.xread({"read": half}, count=limit), calls)
-                their_probes[f"share {limit}"] = per_call(lambda limit=limit: share_theirs(limit), calls // 5)
-            their_probes["nothing new"] = per_call(lambda: peer.xread({"read": last}, count=BATCH), calls)
-            their_probes["append"] = per_call(lambda: peer.xadd("events", {"payload": payload(1)}), calls)
+            probes[f"read {limit}"] = per_call(partial(read, limit), calls)
+            probes[f"share {limit}"] = per_call(partial(share, limit), calls // 5)
+        their_probes = reading_redis(peer, entries, calls) if peer else {}
         time = medians(rounds, **{f"our {name}": probe for name, probe in probes.items()}, **{f"their {n}": p for n, p in their_probes.items()})
         title("one client, synchronous_commit off, a call")
         peers = {
@@ -168,3 +152,27 @@ def reading(cluster: Cluster, superuser: psycopg.Connection, peer: redis.Redis |
         fact("metric_record_all, 1,000 at once, a value", f"{sums['record']:.1f} us")
         count = one(ours, "select sum(count)::bigint from llm.metric_window('m', '1 hour')")
         fact(f"metric_window, {count:,} values, 60 rows", f"{sums['window'] / 1000:.1f} ms")
+
+
+def reading_redis(peer: Any, entries: int, calls: int) -> dict[str, Probe]:
+    """Fill a stream in Redis, and return what reads it."""
+    events = [peer.xadd("read", {"payload": payload(number)}) for number in range(entries)]
+    half, last = events[entries // 2], events[-1]
+
+    def share(limit: int) -> None:
+        found = peer.xreadgroup("g", "ann", {"read": ">"}, count=limit)
+        ids = [each for each, _ in found[0][1]] if found else []
+        if ids:
+            peer.xack("read", "g", *ids)
+        if len(ids) < limit:
+            peer.xgroup_setid("read", "g", "0")
+
+    peer.xgroup_create("read", "g", id="0")
+    probes = {
+        "nothing new": per_call(lambda: peer.xread({"read": last}, count=BATCH), calls),
+        "append": per_call(lambda: peer.xadd("events", {"payload": payload(1)}), calls),
+    }
+    for limit in (1, BATCH):
+        probes[f"read {limit}"] = per_call(partial(peer.xread, {"read": half}, count=limit), calls)
+        probes[f"share {limit}"] = per_call(partial(share, limit), calls // 5)
+    return probes

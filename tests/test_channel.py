@@ -14,7 +14,7 @@ THERE = "select subscriber from llm.channel_presence(%s)"
 
 def publish(client: Client, channel: str, message: object = 1) -> str:
     """Publish a message and return its position."""
-    return client.one("select llm.channel_publish(%s, to_jsonb(%s::text)::text)", channel, str(message))
+    return str(client.one("select llm.channel_publish(%s, to_jsonb(%s::text)::text)", channel, str(message)))
 
 
 def test_a_subscriber_reads_what_matches_his_patterns(bound: Client) -> None:

@@ -90,7 +90,9 @@ def test_how_far_groups_are_behind(db: Client, group: Client, database: Database
     group.run(READ, "ann", 1).run(READ, "bob", 1)
     slow = database.client("app").run("begin")
     append(slow, "not to be read yet")
-    lag = "select stream, group_name, position, lag, next_at is not null, pending, consumers, oldest_delivery is not null from llm.group_lag(%s)"
+    lag = (
+        "select stream, group_name, last_delivered, lag, next_at is not null, pending, consumers, oldest_delivery is not null from llm.group_lag(%s)"
+    )
     assert group.rows(lag, None) == [("s", "g", positions[1], 3, True, 2, 2, True)]
     assert group.rows(lag, "other") == []
     group.run(READ, "ann", 9).run(ACK, positions)
@@ -130,21 +132,21 @@ def test_many_consumers_get_each_entry_once_and_in_order(database: Database, gro
         return done
 
     def consume(number: int) -> tuple[list[str], list[str]]:
-        random, client, read, acknowledged = Random(number), consumers[number], [], []
+        random, client, delivered, acknowledged = Random(number), consumers[number], [], []
         while True:
             finished = all(future.done() for future in written)
             rows = client.rows(READ, f"consumer {number}", random.choice((1, 3, 10)))
-            read += [payload for _, payload in rows]
+            delivered += [payload for _, payload in rows]
             if random.random() < 0.7:
                 assert client.one(ACK, [position for position, _ in rows]) == len(rows)
                 acknowledged += [payload for _, payload in rows]
             if finished and not rows:
-                return read, acknowledged
+                return delivered, acknowledged
 
     with ThreadPoolExecutor(9) as pool:
         written = [pool.submit(write, number) for number in range(3)]
         outcomes = list(pool.map(consume, range(6)))
-    order = read(group)
+    order = [str(entry) for entry in read(group)]
     assert sorted(order) == sorted(entry for future in written for entry in future.result())
     assert Counter(entry for delivered, _ in outcomes for entry in delivered) == Counter(order)
     for delivered, _ in outcomes:

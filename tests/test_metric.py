@@ -111,9 +111,16 @@ def test_what_is_no_metric_is_refused(bound: Client) -> None:
         for call in ("llm.metric_record('m', %s)", "llm.metric_record_all('{m}', array[%s::float8])"):
             with raises(InvalidParameterValue, match="cannot be a value of metric m", hint="finite"):
                 bound.run(f"select {call}", value)
-    for arguments in ("'{m}', '{1,2}'", "'{m}', null", "'{m}', '{1}', '{}'", "'{m}', '{1}', null, '{}'"):
-        with raises(InvalidParameterValue, match="there are 1 metrics", hint="as many of each"):
-            bound.run(f"select llm.metric_record_all({arguments})")
+    for arguments, counts in (
+        ("'{1,2}'", (2, "<NULL>", "<NULL>")),
+        ("null", ("<NULL>", "<NULL>", "<NULL>")),
+        ("'{1}', '{}'", (1, 0, "<NULL>")),
+        ("'{1}', null, '{}'", (1, "<NULL>", 0)),
+    ):
+        values, times, labels = counts
+        message = f"there are 1 metrics, {values} values, {times} times and {labels} labels"
+        with raises(InvalidParameterValue, match=message, hint="as many of each"):
+            bound.run(f"select llm.metric_record_all('{{m}}', {arguments})")
     with raises(DatetimeFieldOverflow, match="too far from now"):
         bound.run("select llm.metric_record_all('{m,m}', '{1,2}', '{2020-01-01,2100-01-01}')")
     with raises(InvalidTextRepresentation):

@@ -32,7 +32,10 @@ INLINED = (
     ),
     "llm.load_config(p_key text,p_default jsonb,p_cached boolean)",
     "llm.verify_session(p_token text,p_device text)",
-    "llm._settled_entries(p_tenant text,p_stream text,p_window llm.stream_window)",
+    (
+        "llm._settled_entries(p_tenant text,p_stream text,p_window llm.stream_window,era bigint,transaction_id xid8,number bigint,name text,"
+        "payload jsonb,value double precision,user_id uuid,at timestamptz)"
+    ),
 )
 
 #: Not pinned, because PostgreSQL lets no procedure with a SET clause commit: fully qualified, types included.

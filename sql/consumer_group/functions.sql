@@ -416,7 +416,7 @@ create function llm.group_lag(
     returns table (
         stream          text,
         group_name      text,
-        "position"      text,
+        last_delivered  text,
         lag             bigint,
         next_at         timestamptz,
         pending         bigint,
@@ -455,9 +455,9 @@ $$;
 alter function llm.group_lag(text, text) owner to llm_owner;
 
 comment on function llm.group_lag(text, text) is
-'How far groups are behind. p_stream, p_group: which, null for all. lag: entries that can be read and were not delivered, next_at: the time of the
-oldest of them; pending: delivered and not acknowledged, to so many consumers, oldest_delivery: since when. Entries of transactions at work are not
-counted: llm.stream_info() does. Errors: object_not_in_prerequisite_state, also when llm.set_user() told of a user.';
+'How far groups are behind. p_stream, p_group: which, null for all. last_delivered: a position; lag: entries that can be read and were not delivered,
+next_at: the time of the oldest of them; pending: delivered and not acknowledged, to so many consumers, oldest_delivery: since when. Entries of
+transactions at work are not counted: llm.stream_info() does. Errors: object_not_in_prerequisite_state, also when llm.set_user() told of a user.';
 
 
 select llm._grant_execute(

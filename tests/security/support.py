@@ -50,6 +50,7 @@ SAMPLES: dict[str, Any] = {
     "text": "probe",
     "text[]": ["probe"],
     "timestamp with time zone": datetime.fromisoformat("2100-01-01T00:00:00+00:00"),
+    "timestamp with time zone[]": [datetime.fromisoformat("2100-01-01T00:00:00+00:00")],
     "tstzrange": "[2026-01-01,)",
     "uuid": UUID(int=7),
     "uuid[]": [UUID(int=7)],
