@@ -282,10 +282,10 @@ def test_each_entry_is_seen_once_in_one_order_by_those_who_read_all_the_time(dat
 def test_a_new_era_goes_on_behind_the_old_one(db: Client, database: Database, bound: Client) -> None:
     """What a restore does, here while a reader has an older snapshot: he still misses nothing."""
     slow, reader = database.client("app"), Reader(database.client("app"))
-    reader.client.run("begin isolation level repeatable read").run("select count(*) from llm.schema_migrations")
     slow.run("begin")
     append(slow, "old 1")
     append(bound, "old 2")
+    reader.client.run("begin isolation level repeatable read").run("select count(*) from llm.schema_migrations")
     slow.run("commit")
     db.run("refresh materialized view llm.stream_era")
     append(bound, "new 1")

@@ -49,7 +49,7 @@ ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
     "llm.message_index": lambda tenant: {"search": f"'secret' 'of' '{tenant}'", "message_id": UUID(int=2)},
     "llm.message_queue": lambda tenant: {"conversation_id": UUID(int=1)},
     "llm.branches": lambda tenant: {"conversation_id": UUID(int=1), "branch": 1, "parent_branch": 0, "forked_at": 0, "name": f"secret of {tenant}"},
-    "llm.channel_subscribers": lambda tenant: {"subscriber": f"secret of {tenant}", "patterns": ["*"], "presence": "1 hour"},
+    "llm.channel_subscribers": lambda tenant: {"patterns": ["*"], "presence": "1 hour", "subscriber": f"secret of {tenant}"},
     "llm.consumer_groups": lambda tenant: {"stream": "s", "group_name": f"secret of {tenant}"},
     "llm.group_deliveries": lambda tenant: {
         "stream": "s", "group_name": "g", "era": 1, "transaction_id": "3", "number": 1, "at": datetime(2026, 1, 1, tzinfo=UTC),
