@@ -11,7 +11,7 @@ from psycopg.errors import FeatureNotSupported, ReadOnlySqlTransaction
 
 from tests.conftest import new_cluster, new_database
 from tests.security.support import answers, functions, relations, unlogged_tables
-from tests.support import Client, Database, raises, wait_until
+from tests.support import Client, Database, in_tenant, raises, wait_until
 from tools.cluster import Cluster, Installation
 
 
@@ -189,6 +189,36 @@ def test_reads_follow_the_primary_and_are_never_cached(primary: Database, standb
             assert reader.one("select llm.get_cached_config('k')") is None
     assert reader.one("select sum(entries) from llm.coherence_stats()") == 0
     assert reader.one("select sum(misses) from llm.coherence_stats()") > 0
+
+
+def test_a_stream_is_read_up_to_what_was_at_work(primary: Database, standby: Database) -> None:
+    """HA-07: transactions open on the primary hold readers of the standby back, also those that did more than 64 savepoints, or were prepared."""
+    slow, quick, reader = primary.client("app"), primary.client("app"), standby.client("reader")
+    in_tenant(slow, "a").run("select llm.stream_append('s', '1')")
+    for _ in range(70):
+        with slow.transaction():
+            slow.run("select llm.stream_append('s', '2')")
+    prepared = in_tenant(primary.client(), "a")
+    prepared.run("select llm.stream_append('s', '3')").run("prepare transaction 'stream'")
+    with quick.tenant("a"):
+        quick.run("select llm.stream_append('s', '4')")
+
+    def read(after: str | None = None) -> list[tuple[str, int]]:
+        replay(primary, standby.cluster)
+        with reader.tenant("a"):
+            return reader.rows("select position, payload from llm.stream_read('s', %s)", after)
+
+    assert read() == []
+    slow.run("commit")
+    seen = read()
+    assert [payload for _, payload in seen] == [1, *[2] * 70]
+    assert read(seen[-1][0]) == []
+    primary.client().run("commit prepared 'stream'")
+    assert [payload for _, payload in read(seen[-1][0])] == [3, 4]
+    with reader.tenant("a"):
+        assert reader.one("select (llm.stream_info('s')).waiting") == 0
+    with quick.tenant("a"):
+        assert quick.column("select position from llm.stream_read('s')")[:71] == [position for position, _ in seen]
 
 
 def test_a_session_that_survives_the_promotion_begins_to_cache(heir: Database) -> None:

@@ -44,6 +44,10 @@ INLINED = (
     "llm.cache_set_ex(p_key text,p_value jsonb,p_ttl double precision,p_namespace text)",
     "llm.cache_set_nx(p_key text,p_value jsonb,p_ttl double precision,p_namespace text)",
     "llm.cache_set_text(p_key text,p_value text,p_ttl double precision,p_namespace text,p_tags text[],p_depends_on text[],p_token text)",
+    (
+        "llm._settled_entries(p_tenant text,p_stream text,p_window llm.stream_window,era bigint,transaction_id xid8,number bigint,name text,"
+        "payload jsonb,value double precision,user_id uuid,at timestamptz)"
+    ),
 )
 
 #: Not pinned, because PostgreSQL lets no procedure with a SET clause commit: fully qualified, types included.
@@ -52,6 +56,7 @@ COMMITTING = (
     "llm.index_new_messages()",
     "llm.maintain(p_collection text,p_lock_writers boolean,INOUT p_waiting bigint)",
     "llm.manage_partitions(INOUT p_ok boolean)",
+    "llm.trim_streams(INOUT p_emptied bigint)",
     "llm.rewrap(p_table regclass,p_column name,p_tenant text,p_batch integer,INOUT p_outcome text,INOUT p_rewrapped bigint)",
 )
 
@@ -69,6 +74,8 @@ EXECUTES = {
     "llm._drop_partition": "regclasses, which print themselves quoted",
     "llm._carry_out": "regclasses, which print themselves quoted",
     "llm._protect_partition": "names that format() or a regclass or regrole quotes, and triggers as pg_get_triggerdef() prints them",
+    "llm._is_trimmed": "a regclass, which prints itself quoted",
+    "llm._empty_trimmed_partition": "a regclass, which prints itself quoted",
     "llm.register_personal_data": "a regclass and a regnamespace, which print themselves quoted",
     "llm._lock_rows_of_user": "a regclass, which prints itself quoted, and conditions of llm._rows_of_user(), names in which %I or a regclass quotes",
     "llm._erase_rows_of_user": "as llm._lock_rows_of_user(), and columns in %I",

@@ -450,7 +450,7 @@ object_not_in_prerequisite_state when the table is kept in other partitions; loc
 
 
 select llm._grant_execute(
-    array['llm_admin', 'llm_app', 'llm_auditor'],
+    array['llm_owner', 'llm_admin', 'llm_app', 'llm_auditor'],
     '_partition_parent', '_partition_slot', '_partition_window', '_check_partition_time'
 );
 select llm._grant_execute(

@@ -345,8 +345,13 @@ begin
         select c.name, c.schedule, format('call %s()', c.name)
         from (
             values
-                ('llm.manage_partitions', p_schedule), ('llm.index_new_messages', '* * * * *'), ('llm.maintain', '* * * * *'),
-                ('llm.clean_cache', '*/5 * * * *'), ('llm.expire_rate_limits', '*/5 * * * *'), ('llm.expire_semantic_cache', '41 * * * *')
+                ('llm.manage_partitions', p_schedule),
+                ('llm.index_new_messages', '* * * * *'),
+                ('llm.maintain', '* * * * *'),
+                ('llm.clean_cache', '*/5 * * * *'),
+                ('llm.expire_rate_limits', '*/5 * * * *'),
+                ('llm.expire_semantic_cache', '41 * * * *'),
+                ('llm.trim_streams', '* * * * *')
         ) c (name, schedule);
 end
 $$;

@@ -106,6 +106,14 @@ def test_pg_upgrade_to_another_place_keeps_everything(tmp_path: Path) -> None:
         assert differences(fingerprint(client), before) == []
         assert (contents(client), positions(client)) == (rows, sequences)
         assert client.one("select llm.load_config('limit')") == 11
+        with client.tenant("acme"):
+            end = client.one("select llm.stream_end('orders')")
+            client.run("select llm.stream_append('orders', '4')")
+        with client.tenant("acme"):
+            assert client.one("select era from llm.stream_era") == 1
+            assert client.column("select payload from llm.stream_read('orders', %s)", end) == [4]
+            assert client.column("select payload from llm.group_read('orders', 'g', 'bob')") == [3, 4]
+        client.run("delete from llm.stream_entries where payload = '4'").run("delete from llm.group_deliveries where consumer = 'bob'")
         assert str(new_programs.pkglibdir) in client.one("select detail from llm.doctor() where name = 'Python''s folders are safe'")
 
         client.run("delete from llm.config where key ~ '[[:cntrl:]]'").run("alter extension pg_llm update")
