@@ -344,7 +344,8 @@ begin
     return query
         select c.name, c.schedule, format('call %s()', c.name)
         from (
-            values ('llm.manage_partitions', p_schedule), ('llm.index_new_messages', '* * * * *'), ('llm.maintain', '* * * * *')
+            values ('llm.manage_partitions', p_schedule), ('llm.index_new_messages', '* * * * *'), ('llm.maintain', '* * * * *'),
+                ('llm.tend_queues', '* * * * *')
         ) c (name, schedule);
 end
 $$;

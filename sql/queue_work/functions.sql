@@ -1,0 +1,612 @@
+-- Where the ready jobs of a queue begin
+
+create type llm.queue_mark as (
+    low        bigint,
+    candidate  bigint,
+    horizon    xid8,
+    drawn      bigint,
+    lane       text
+);
+
+comment on type llm.queue_mark is
+'What a session knows of the ready jobs of a queue and priority (lane): none is, or ever will be, before position low; nor before candidate, once all
+transactions before horizon are over. drawn: up to which number places had been drawn when that was found.';
+
+
+create function llm._low_mark(
+    p_tenant   text,
+    p_queue    text,
+    p_priority integer,
+    p_low      bigint,
+    p_drawn    bigint,
+    p_limit    integer
+)
+    returns bigint
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_lane    text := p_tenant || E'\n' || p_priority || E'\n' || p_queue;
+    v_setting text := 'llm.queue_mark_' || to_hex(hashtextextended(v_lane, 0));
+    v_mark    llm.queue_mark := nullif(current_setting(v_setting, true), '')::llm.queue_mark;
+    v_first   record;
+begin
+    if v_mark.lane is distinct from v_lane or v_mark.drawn > p_drawn then
+        v_mark := (p_low, p_low, '3', 0, v_lane)::llm.queue_mark;
+    end if;
+    v_mark.low := greatest(v_mark.low, p_low);
+    if p_drawn - v_mark.drawn < 64 / p_limit then
+        return v_mark.low;
+    end if;
+
+    -- Rows that others have locked, or claimed without a commit yet, count: they may be left ready.
+    select j.place, pg_snapshot_xmin(s.now) as xmin, pg_snapshot_xmax(s.now) as xmax
+    into v_first
+    from pg_current_snapshot() s (now)
+    left join lateral (
+        select r.place
+        from llm.jobs r
+        where r.tenant_id = p_tenant
+            and r.queue = p_queue
+            and r.lane = p_priority
+            and r.place >= v_mark.low
+            and r.token is null
+        order by r.place
+        limit 1
+    ) j on true;
+    -- Whoever has drawn a place before that of a row seen here had its transaction id before, and so one before xmax. When all of those are
+    -- over, and seen, nothing can appear before that row any more.
+    if v_first.xmin >= v_mark.horizon then
+        v_mark.low := greatest(v_mark.low, least(v_mark.candidate, coalesce(v_first.place, v_mark.candidate)));
+    end if;
+    if v_first.place is not null and (v_first.xmin >= v_mark.horizon or v_mark.horizon > v_first.xmax) then
+        v_mark.candidate := v_first.place;
+        v_mark.horizon := v_first.xmax;
+    end if;
+    v_mark.drawn := p_drawn;
+    perform set_config(v_setting, v_mark::text, false);
+
+    if v_mark.low > p_low + 50000 then
+        -- For sessions that are new. Seldom, because the versions of this row that a pinned horizon keeps are read by all; and waiting for nobody.
+        update llm.queues q
+        set lows[array_position(q.priorities, p_priority)] = v_mark.low
+        where q.ctid = (
+                select l.ctid from llm.queues l where l.tenant_id = p_tenant and l.queue = p_queue for no key update skip locked
+            )
+            and q.tenant_id = p_tenant
+            and q.lows[array_position(q.priorities, p_priority)] < v_mark.low;
+    end if;
+    return v_mark.low;
+end
+$$;
+
+comment on function llm._low_mark(text, text, integer, bigint, bigint, integer) is
+'A place before which no job of a queue and priority is ready or ever will be. Claims begin there instead of at the dead entries that an index keeps
+of jobs that are gone, as long as some transaction could still see them. It holds because whoever makes a job ready draws a new place for it, with
+a transaction id in hand. p_low: what llm.queues knows; p_drawn: a number just drawn from the sequence of places;
+p_limit: how many jobs are claimed at a time.';
+
+
+-- Claiming
+
+create function llm._sweep_queue(
+    p_tenant       text,
+    p_queue        text,
+    p_max_attempts integer,
+    p_now          timestamptz
+)
+    returns bigint
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_until bigint := extract(epoch from p_now) * 1000000;
+    v_xid   xid8;
+    v_ids   bigint[];
+    v_swept record;
+begin
+    -- Claims take the first jobs that nobody has locked: behind this many that nobody has, nobody has one.
+    v_ids := array(
+        select j.id
+        from llm.queues q
+        cross join unnest(q.priorities, q.lows) l (priority, low)
+        cross join lateral (
+            select r.id
+            from llm.jobs r
+            where r.tenant_id = p_tenant
+                and r.queue = p_queue
+                and r.lane = l.priority
+                and r.place < coalesce(
+                    (
+                        select f.place
+                        from llm.jobs f
+                        where f.tenant_id = p_tenant
+                            and f.queue = p_queue
+                            and f.lane = l.priority
+                            and f.place >= l.low
+                            and f.token is null
+                        order by f.place
+                        offset 2000
+                        limit 1
+                    ),
+                    9223372036854775807
+                )
+                and r.token is not null
+                and r.due_at <= p_now
+            order by r.place
+            limit 1000
+        ) j
+        where q.tenant_id = p_tenant
+            and q.queue = p_queue
+        union all
+        (
+            select j.id
+            from llm.jobs j
+            where j.tenant_id = p_tenant
+                and j.queue = p_queue
+                and j.lane = 1000
+                and j.place <= v_until
+            order by j.place
+            limit 1000
+        )
+    );
+    if cardinality(v_ids) = 0 then
+        return 0;
+    end if;
+    -- Before a place is drawn: llm._low_mark() relies on it.
+    v_xid := pg_current_xact_id();
+    with due as materialized (
+        select
+            j.id,
+            case
+                when j.token is not null and j.attempts >= coalesce(j.max_attempts, p_max_attempts) then 1002
+                when j.lane = 1000 and j.attempts = 0 and j.group_key is not null then 1001
+                else j.priority
+            end as lane
+        from llm.jobs j
+        where j.tenant_id = p_tenant
+            and j.id = any (v_ids)
+            and j.due_at <= p_now
+            and (j.lane = 1000 or j.lane <= 100 and j.token is not null)
+        order by j.id
+        for update skip locked
+    ),
+    swept as (
+        update llm.jobs j
+        set lane = d.lane,
+            place = case when d.lane <= 100 then nextval('llm.jobs_id_seq'::regclass) else j.id end,
+            token = null,
+            due_at = p_now,
+            last_error = case when j.token is not null then 'the worker that claimed it did not come back' else j.last_error end
+        from due d
+        where j.tenant_id = p_tenant
+            and j.id = d.id
+        returning j.id, j.lane, j.group_key, j.dedup_key
+    )
+    select
+        count(*) as jobs,
+        array_agg(s.id) filter (where s.lane = 1002) as dead,
+        array_agg(s.group_key) filter (where s.lane = 1002 and s.group_key is not null) as dead_groups,
+        array_agg(s.dedup_key) filter (where s.lane = 1002 and s.dedup_key is not null) as dead_keys,
+        array_agg(s.id) filter (where s.lane = 1001) as waiting,
+        array_agg(s.group_key) filter (where s.lane = 1001) as groups
+    into v_swept
+    from swept s;
+    if v_swept.groups is not null then
+        insert into llm.job_turns (tenant_id, queue, group_key, job_id)
+        select p_tenant, p_queue, w.group_key, w.id from unnest(v_swept.waiting, v_swept.groups) w (id, group_key) order by w.group_key, w.id;
+    end if;
+    if coalesce(v_swept.groups, v_swept.dead_groups, v_swept.dead_keys) is not null then
+        perform llm._let_go(p_tenant, p_queue, v_swept.dead, v_swept.dead_groups || v_swept.groups, v_swept.dead_keys);
+    end if;
+    return v_swept.jobs;
+end
+$$;
+
+comment on function llm._sweep_queue(text, text, integer, timestamptz) is
+'Makes ready what is due by p_now: jobs whose lease is over, those that were delayed, up to 1,000 at a time; gives those up that were claimed
+p_max_attempts times, or as often as they say. Returns how many jobs it dealt with.';
+
+
+create function llm._sweep_is_due(
+    p_setting text,
+    p_now     timestamptz
+)
+    returns boolean
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_next double precision := nullif(current_setting(p_setting, true), '')::double precision;
+begin
+    -- A time too far ahead was set before the clock went back.
+    return v_next is null or v_next not between extract(epoch from p_now) and extract(epoch from p_now) + 60;
+end
+$$;
+
+comment on function llm._sweep_is_due(text, timestamptz) is
+'Whether this session should sweep a queue while there is other work: once a second, and less often when sweeping takes long.';
+
+
+-- security definer: jobs are written by functions alone; tenant and user are named in each statement.
+create function llm.claim_jobs(
+    p_queue   text,
+    p_limit   integer default 1,
+    p_lease   interval default null,
+    p_worker  text default null,
+    p_done    bigint[] default null,
+    p_token   bigint default null,
+    p_results jsonb[] default null
+)
+    returns setof llm.job
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+    -- Plans are kept, and may be older than the rows.
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+as $$
+declare
+    v_tenant   text := llm._owners_tenant();
+    v_user_id  uuid := llm.current_user_id();
+    v_token    bigint := nextval('llm.jobs_id_seq'::regclass);
+    v_now      timestamptz := clock_timestamp();
+    v_until    timestamptz;
+    v_setting  text;
+    v_queue    record;
+    v_low      bigint;
+    v_priority integer;
+    v_left     integer := p_limit;
+    v_got      integer;
+    v_swept    boolean := false;
+begin
+    if v_tenant is null then
+        v_tenant := llm._job_tenant();
+    end if;
+    if p_limit is null or p_limit not between 0 and 10000 or p_lease not between interval '1 millisecond' and interval '1 day' then
+        raise exception '% jobs cannot be claimed for %', coalesce(p_limit::text, 'null'), coalesce(p_lease::text, 'the lease of the queue')
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Claim up to 10,000 jobs, for a millisecond to a day; llm.extend_jobs() makes it longer.';
+    end if;
+    if p_done is not null then
+        perform llm._complete_jobs(v_tenant, v_user_id, p_done, p_token, p_results, true);
+    end if;
+    select q.max_attempts, q.lease, q.archive, q.paused_at, q.priorities, q.lows
+    into v_queue
+    from llm.queues q
+    where q.tenant_id = v_tenant
+        and q.queue = p_queue;
+    if not found or v_queue.paused_at is not null or p_limit = 0 then
+        return;
+    end if;
+
+    v_until := v_now + coalesce(p_lease, v_queue.lease);
+    v_setting := 'llm.queue_sweep_' || to_hex(hashtextextended(v_tenant || E'\n' || p_queue, 0));
+    if llm._sweep_is_due(v_setting, v_now) then
+        perform llm._sweep_queue(v_tenant, p_queue, v_queue.max_attempts, v_now);
+        v_swept := true;
+        perform set_config(
+            v_setting,
+            (extract(epoch from v_now) + least(greatest(1, 20 * extract(epoch from clock_timestamp() - v_now)), 60))::text,
+            false
+        );
+    end if;
+    loop
+        for v_lane in 1 .. cardinality(v_queue.priorities) loop
+            v_priority := v_queue.priorities[v_lane];
+            v_low := llm._low_mark(v_tenant, p_queue, v_priority, v_queue.lows[v_lane], v_token, p_limit);
+            return query
+                update llm.jobs j
+                set token = v_token,
+                    attempts = j.attempts + 1,
+                    due_at = v_until,
+                    due_set_at = v_now,
+                    keep = v_queue.archive,
+                    worker = p_worker
+                where j.ctid = any (array(
+                        select r.ctid
+                        from llm.jobs r
+                        where r.tenant_id = v_tenant
+                            and r.queue = p_queue
+                            and r.lane = v_priority
+                            and r.place >= v_low
+                            and r.token is null
+                            and (v_user_id is null or r.user_id = v_user_id)
+                        order by r.place
+                        limit v_left
+                        for update skip locked
+                    ))
+                returning j.id, j.token, j.payload, j.attempts, j.priority, j.group_key, j.user_id, j.created_at, j.due_at;
+            get diagnostics v_got = row_count;
+            v_left := v_left - v_got;
+            exit when v_left = 0;
+        end loop;
+        -- With nothing else to do there is time to look for what is due.
+        exit when v_left < p_limit or v_swept;
+        v_swept := true;
+        exit when llm._sweep_queue(v_tenant, p_queue, v_queue.max_attempts, v_now) = 0;
+    end loop;
+end
+$$;
+
+alter function llm.claim_jobs(text, integer, interval, text, bigint[], bigint, jsonb[]) owner to llm_owner;
+
+comment on function llm.claim_jobs(text, integer, interval, text, bigint[], bigint, jsonb[]) is
+'Takes jobs of the current tenant, and of the user if one is set, those of the highest priority first, then those that became ready first; nobody else
+gets them until the lease ends. Commit before doing them; or do what is only SQL in the same transaction. p_queue: no rows when there is no such queue,
+when it is paused, or nothing is due; p_limit: at most so many; p_lease: other than the queue''s; p_worker: a name, to be seen in llm.jobs; p_done,
+p_token, p_results: completes jobs in the same call, as llm.complete_jobs(), before it claims. Errors: invalid_parameter_value; those of
+llm.complete_jobs(), and then nothing is claimed; object_not_in_prerequisite_state when no tenant is set.';
+
+
+-- Completing, failing, extending
+
+create function llm._refuse_stale(
+    p_tenant text,
+    p_stale  bigint[],
+    p_token  bigint
+)
+    returns void
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if cardinality(p_stale) = 0 then
+        return;
+    end if;
+    raise exception 'job % is not held by claim %', coalesce(p_stale[1]::text, 'null'), coalesce(p_token::text, 'null')
+        using errcode = 'object_not_in_prerequisite_state',
+              detail = format('Of those given so are: %s. Nothing was changed.', array_to_string(p_stale[:20], ', ', 'null')),
+              hint = 'The lease was over and somebody else has it, or it is done or gone: drop the result. p_strict => false takes the others.';
+end
+$$;
+
+comment on function llm._refuse_stale(text, bigint[], bigint) is
+'Says that jobs are somebody else''s by now, if there are any. Errors: object_not_in_prerequisite_state.';
+
+
+create function llm._complete_jobs(
+    p_tenant  text,
+    p_user_id uuid,
+    p_ids     bigint[],
+    p_token   bigint,
+    p_results jsonb[],
+    p_strict  boolean
+)
+    returns bigint[]
+    language plpgsql
+    volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_done record;
+begin
+    with gone as (
+        delete from llm.jobs j
+        where j.tenant_id = p_tenant
+            and j.id = any (p_ids)
+            and j.token = p_token
+            and (p_user_id is null or j.user_id = p_user_id)
+        returning j.id, j.queue, j.group_key, j.dedup_key, case when j.keep then j end as kept
+    )
+    select
+        array_agg(g.id) as ids, min(g.queue) as queue, array_agg(g.group_key) filter (where g.group_key is not null) as groups,
+        array_agg(g.dedup_key) filter (where g.dedup_key is not null) as keys, array_agg(g.kept) filter (where g.kept is not null) as kept
+    into v_done
+    from gone g;
+    if p_strict and cardinality(p_ids) > coalesce(cardinality(v_done.ids), 0) then
+        perform llm._refuse_stale(p_tenant, array(select i from unnest(p_ids) i where i is null or i <> all (coalesce(v_done.ids, '{}'))), p_token);
+    end if;
+    if v_done.kept is not null then
+        insert into llm.job_archive (
+            tenant_id, id, queue, priority, attempts, created_at, claimed_at, user_id, group_key, worker, payload, result
+        )
+        select
+            k.tenant_id, k.id, k.queue, k.priority, k.attempts, k.created_at, k.due_set_at, k.user_id, k.group_key, k.worker, k.payload,
+            p_results[array_position(p_ids, k.id)]
+        from unnest(v_done.kept) k;
+    end if;
+    if coalesce(v_done.groups, v_done.keys) is not null then
+        perform llm._let_go(p_tenant, v_done.queue, v_done.ids, v_done.groups, v_done.keys);
+    end if;
+    return coalesce(v_done.ids, '{}');
+end
+$$;
+
+comment on function llm._complete_jobs(text, uuid, bigint[], bigint, jsonb[], boolean) is
+'The part of llm.complete_jobs() and llm.claim_jobs() that completes.';
+
+
+-- security definer: as llm.claim_jobs().
+create function llm.complete_jobs(
+    p_ids     bigint[],
+    p_token   bigint,
+    p_results jsonb[] default null,
+    p_strict  boolean default true
+)
+    returns bigint[]
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+as $$
+begin
+    return llm._complete_jobs(llm._job_tenant(), llm.current_user_id(), p_ids, p_token, p_results, p_strict);
+end
+$$;
+
+alter function llm.complete_jobs(bigint[], bigint, jsonb[], boolean) owner to llm_owner;
+
+comment on function llm.complete_jobs(bigint[], bigint, jsonb[], boolean) is
+'Says that jobs are done: they are gone, or in llm.job_archive where the queue keeps them. p_ids: jobs of one claim; p_token: of that claim; p_results:
+one for each, for the archive; p_strict: true refuses all when somebody else has one by now, false completes the others. A lease that is over counts
+until the job was given to somebody else, or back to the queue. Returns the ids of those completed. Errors: object_not_in_prerequisite_state when one is not held by this claim, or
+no tenant is set.';
+
+
+-- security definer: as llm.claim_jobs().
+create function llm.fail_jobs(
+    p_ids    bigint[],
+    p_token  bigint,
+    p_error  text,
+    p_retry  boolean default true,
+    p_delay  interval default null,
+    p_strict boolean default true
+)
+    returns table (retried bigint, died bigint)
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+as $$
+declare
+    v_tenant  text := llm._job_tenant();
+    v_user_id uuid := llm.current_user_id();
+    v_now     timestamptz := clock_timestamp();
+    v_failed  record;
+begin
+    if p_delay is not null and p_delay not between interval '0' and interval '366 days' then
+        raise exception 'a job cannot come back after %', p_delay
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Give 0 to 366 days, or null for the delays of the queue.';
+    end if;
+    with failing as materialized (
+        select
+            j.id,
+            case
+                when coalesce(p_retry, true) and j.attempts < coalesce(j.max_attempts, q.max_attempts)
+                    -- Spread, so that jobs that failed together do not come back together.
+                    then v_now + coalesce(p_delay, least(q.base_delay * 2 ^ least(j.attempts - 1, 30), q.max_delay) * (0.5 + random() / 2))
+            end as due_at
+        from llm.jobs j
+        join llm.queues q
+            on q.tenant_id = j.tenant_id
+            and q.queue = j.queue
+        where j.tenant_id = v_tenant
+            and j.id = any (p_ids)
+            and j.token = p_token
+            and (v_user_id is null or j.user_id = v_user_id)
+        order by j.id
+        for update of j
+    ),
+    failed as (
+        update llm.jobs j
+        set lane = case when f.due_at is not null then 1000 else 1002 end,
+            place = case when f.due_at is not null then extract(epoch from f.due_at) * 1000000 else j.id end,
+            token = null,
+            last_error = left(coalesce(nullif(p_error, ''), 'failed'), 2000),
+            due_set_at = v_now,
+            due_at = coalesce(f.due_at, v_now)
+        from failing f
+        where j.tenant_id = v_tenant
+            and j.id = f.id
+        returning j.id, j.queue, j.lane, j.group_key, j.dedup_key
+    )
+    select
+        count(*) filter (where f.lane = 1000) as retried, count(*) filter (where f.lane = 1002) as died,
+        array_agg(f.id) as ids, min(f.queue) as queue,
+        array_agg(f.id) filter (where f.lane = 1002) as dead,
+        array_agg(f.group_key) filter (where f.lane = 1002 and f.group_key is not null) as groups,
+        array_agg(f.dedup_key) filter (where f.lane = 1002 and f.dedup_key is not null) as keys
+    into v_failed
+    from failed f;
+    if p_strict and cardinality(p_ids) > coalesce(cardinality(v_failed.ids), 0) then
+        perform llm._refuse_stale(v_tenant, array(select i from unnest(p_ids) i where i is null or i <> all (coalesce(v_failed.ids, '{}'))), p_token);
+    end if;
+    if coalesce(v_failed.groups, v_failed.keys) is not null then
+        perform llm._let_go(v_tenant, v_failed.queue, v_failed.dead, v_failed.groups, v_failed.keys);
+    end if;
+    retried := v_failed.retried;
+    died := v_failed.died;
+    return next;
+end
+$$;
+
+alter function llm.fail_jobs(bigint[], bigint, text, boolean, interval, boolean) owner to llm_owner;
+
+comment on function llm.fail_jobs(bigint[], bigint, text, boolean, interval, boolean) is
+'Gives jobs back that could not be done. p_ids, p_token, p_strict: as llm.complete_jobs(); p_error: why, the first 2,000 characters are kept; p_retry:
+true tries them again later, unless this was the last attempt, false gives them up at once; p_delay: when they come back, null for the delay of the
+queue, doubled with each attempt. What was given up is a dead letter: see llm.retry_dead_jobs(). Returns how many come back, and how many were given
+up. Errors: as llm.complete_jobs(), invalid_parameter_value.';
+
+
+-- security definer: as llm.claim_jobs().
+create function llm.extend_jobs(
+    p_ids   bigint[],
+    p_token bigint,
+    p_lease interval default null
+)
+    returns bigint[]
+    language plpgsql
+    volatile
+    security definer
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+as $$
+declare
+    v_tenant  text := llm._job_tenant();
+    v_user_id uuid := llm.current_user_id();
+    v_now     timestamptz := clock_timestamp();
+    v_ids     bigint[];
+begin
+    if p_lease is not null and p_lease not between interval '1 millisecond' and interval '1 day' then
+        raise exception 'a lease cannot last % longer', p_lease
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Give a millisecond to a day from now, or null for the lease of the queue.';
+    end if;
+    with held as materialized (
+        select j.id, coalesce(p_lease, q.lease) as lease
+        from llm.jobs j
+        join llm.queues q
+            on q.tenant_id = j.tenant_id
+            and q.queue = j.queue
+        where j.tenant_id = v_tenant
+            and j.id = any (p_ids)
+            and j.token = p_token
+            and (v_user_id is null or j.user_id = v_user_id)
+        order by j.id
+        for update of j
+    ),
+    extended as (
+        update llm.jobs j
+        set due_at = v_now + h.lease,
+            due_set_at = v_now
+        from held h
+        where j.tenant_id = v_tenant
+            and j.id = h.id
+        returning j.id
+    )
+    select coalesce(array_agg(e.id), '{}') into v_ids from extended e;
+    return v_ids;
+end
+$$;
+
+alter function llm.extend_jobs(bigint[], bigint, interval) owner to llm_owner;
+
+comment on function llm.extend_jobs(bigint[], bigint, interval) is
+'Makes leases last until p_lease from now, null for the queue''s lease: what a worker does from time to time while it works. p_ids, p_token: as
+llm.complete_jobs(). Returns those that it still holds: leave the others alone, somebody else has them. Errors: invalid_parameter_value;
+object_not_in_prerequisite_state when no tenant is set.';
+
+
+select llm._grant_execute(
+    array['llm_owner'],
+    '_low_mark', '_sweep_queue', '_sweep_is_due', '_refuse_stale', '_complete_jobs'
+);
+
+select llm._grant_execute(
+    array['llm_admin', 'llm_app'],
+    'claim_jobs', 'complete_jobs', 'fail_jobs', 'extend_jobs'
+);
