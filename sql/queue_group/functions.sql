@@ -56,8 +56,9 @@ begin
             update llm.jobs j
             set lane = j.priority,
                 place = nextval('llm.jobs_id_seq'::regclass)
-            where j.tenant_id = p_tenant
-                and j.id = any (v_next);
+            where j.ctid = any (array(
+                select r.ctid from llm.jobs r where r.tenant_id = p_tenant and r.id = any (v_next) order by r.id
+            ));
         end if;
     end loop;
 end

@@ -159,7 +159,7 @@ begin
     v_xid := pg_current_xact_id();
     with due as materialized (
         select
-            j.id,
+            j.ctid as row,
             case
                 when j.token is not null and j.attempts >= coalesce(j.max_attempts, p_max_attempts) then 1002
                 when j.lane = 1000 and j.attempts = 0 and j.group_key is not null then 1001
@@ -181,8 +181,7 @@ begin
             due_at = p_now,
             last_error = case when j.token is not null then 'the worker that claimed it did not come back' else j.last_error end
         from due d
-        where j.tenant_id = p_tenant
-            and j.id = d.id
+        where j.ctid = d.row
         returning j.id, j.lane, j.group_key, j.dedup_key
     )
     select
@@ -246,10 +245,10 @@ create function llm.claim_jobs(
     volatile
     security definer
     set search_path = pg_catalog, pg_temp
-    -- Plans are kept, and may be older than the rows.
+    -- Plans are kept from when the table was another; and made anew each time they seem cheaper for this very call.
+    set plan_cache_mode = force_generic_plan
     set enable_seqscan = off
     set enable_bitmapscan = off
-    set enable_sort = off
 as $$
 declare
     v_tenant   text := llm._owners_tenant();
@@ -389,10 +388,17 @@ declare
 begin
     with gone as (
         delete from llm.jobs j
-        where j.tenant_id = p_tenant
-            and j.id = any (p_ids)
-            and j.token = p_token
-            and (p_user_id is null or j.user_id = p_user_id)
+        where j.ctid = any (array(
+                select r.ctid
+                from llm.jobs r
+                where r.tenant_id = p_tenant
+                    and r.id = any (p_ids)
+                    and r.token = p_token
+                    and (p_user_id is null or r.user_id = p_user_id)
+                -- Also lets the plan be by this key, made when the table was empty, and the other seemed as good.
+                order by r.id
+                for update
+            ))
         returning j.id, j.queue, j.group_key, j.dedup_key, case when j.keep then j end as kept
     )
     select
@@ -435,6 +441,7 @@ create function llm.complete_jobs(
     volatile
     security definer
     set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
     set enable_seqscan = off
     set enable_bitmapscan = off
 as $$
@@ -466,6 +473,7 @@ create function llm.fail_jobs(
     volatile
     security definer
     set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
     set enable_seqscan = off
     set enable_bitmapscan = off
 as $$
@@ -482,22 +490,25 @@ begin
     end if;
     with failing as materialized (
         select
-            j.id,
+            j.ctid as row,
             case
                 when coalesce(p_retry, true) and j.attempts < coalesce(j.max_attempts, q.max_attempts)
                     -- Spread, so that jobs that failed together do not come back together.
                     then v_now + coalesce(p_delay, least(q.base_delay * 2 ^ least(j.attempts - 1, 30), q.max_delay) * (0.5 + random() / 2))
             end as due_at
-        from llm.jobs j
+        from (
+            select r.ctid, r.*
+            from llm.jobs r
+            where r.tenant_id = v_tenant
+                and r.id = any (p_ids)
+                and r.token = p_token
+                and (v_user_id is null or r.user_id = v_user_id)
+            order by r.id
+            for update
+        ) j
         join llm.queues q
             on q.tenant_id = j.tenant_id
             and q.queue = j.queue
-        where j.tenant_id = v_tenant
-            and j.id = any (p_ids)
-            and j.token = p_token
-            and (v_user_id is null or j.user_id = v_user_id)
-        order by j.id
-        for update of j
     ),
     failed as (
         update llm.jobs j
@@ -508,8 +519,7 @@ begin
             due_set_at = v_now,
             due_at = coalesce(f.due_at, v_now)
         from failing f
-        where j.tenant_id = v_tenant
-            and j.id = f.id
+        where j.ctid = f.row
         returning j.id, j.queue, j.lane, j.group_key, j.dedup_key
     )
     select
@@ -552,6 +562,7 @@ create function llm.extend_jobs(
     volatile
     security definer
     set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan
     set enable_seqscan = off
     set enable_bitmapscan = off
 as $$
@@ -567,25 +578,27 @@ begin
                   hint = 'Give a millisecond to a day from now, or null for the lease of the queue.';
     end if;
     with held as materialized (
-        select j.id, coalesce(p_lease, q.lease) as lease
-        from llm.jobs j
+        select j.ctid as row, coalesce(p_lease, q.lease) as lease
+        from (
+            select r.ctid, r.*
+            from llm.jobs r
+            where r.tenant_id = v_tenant
+                and r.id = any (p_ids)
+                and r.token = p_token
+                and (v_user_id is null or r.user_id = v_user_id)
+            order by r.id
+            for update
+        ) j
         join llm.queues q
             on q.tenant_id = j.tenant_id
             and q.queue = j.queue
-        where j.tenant_id = v_tenant
-            and j.id = any (p_ids)
-            and j.token = p_token
-            and (v_user_id is null or j.user_id = v_user_id)
-        order by j.id
-        for update of j
     ),
     extended as (
         update llm.jobs j
         set due_at = v_now + h.lease,
             due_set_at = v_now
         from held h
-        where j.tenant_id = v_tenant
-            and j.id = h.id
+        where j.ctid = h.row
         returning j.id
     )
     select coalesce(array_agg(e.id), '{}') into v_ids from extended e;
