@@ -162,8 +162,15 @@ create function llm.queue_channel(
     stable
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_tenant text := llm.current_tenant();
 begin
-    return llm._queue_channel(llm._job_tenant(), p_queue);
+    if v_tenant is null then
+        raise exception 'jobs are a tenant''s, and no tenant is set'
+            using errcode = 'object_not_in_prerequisite_state',
+                  hint = 'Run: select llm.set_tenant(''…''); as the first statement of the transaction, or llm.bind_role() for the role.';
+    end if;
+    return llm._queue_channel(v_tenant, p_queue);
 end
 $$;
 
@@ -256,7 +263,7 @@ begin
         v_queue.notify := llm._open_queue(v_tenant, p_queue, p_priority);
     end if;
 
-    if p_delay is null and p_group is null and p_dedup_key is null and p_max_attempts is null and p_run_at is null then
+    if p_delay is null and p_group is null and p_dedup_key is null and p_dedup_for is null and p_max_attempts is null and p_run_at is null then
         v_id := nextval('llm.jobs_id_seq'::regclass);
         insert into llm.jobs (tenant_id, id, queue, lane, place, priority, user_id, payload)
         values (v_tenant, v_id, p_queue, p_priority, v_id, p_priority, v_user_id, p_payload);
@@ -436,7 +443,7 @@ their ids, in the order of the payloads. Errors: as there, and array_subscript_e
 
 select llm._grant_execute(
     array['llm_owner', 'llm_admin', 'llm_app'],
-    '_job_tenant', '_queue_channel', 'queue_channel'
+    '_queue_channel', 'queue_channel'
 );
 
 select llm._grant_execute(
@@ -446,7 +453,7 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_owner'],
-    '_open_queue', '_enqueue', '_wake_workers'
+    '_job_tenant', '_open_queue', '_enqueue', '_wake_workers'
 );
 
 select llm._grant_execute(

@@ -399,11 +399,11 @@ begin
                 order by r.id
                 for update
             ))
-        returning j.id, j.queue, j.group_key, j.dedup_key, case when j.keep then j end as kept
+        returning j.id, j.queue, j.group_key, j.dedup_key, j.keep, case when j.keep then j end as kept
     )
     select
         array_agg(g.id) as ids, min(g.queue) as queue, array_agg(g.group_key) filter (where g.group_key is not null) as groups,
-        array_agg(g.dedup_key) filter (where g.dedup_key is not null) as keys, array_agg(g.kept) filter (where g.kept is not null) as kept
+        array_agg(g.dedup_key) filter (where g.dedup_key is not null) as keys, array_agg(g.kept) filter (where g.keep) as kept
     into v_done
     from gone g;
     if p_strict and cardinality(p_ids) > coalesce(cardinality(v_done.ids), 0) then
