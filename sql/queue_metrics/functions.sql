@@ -241,7 +241,7 @@ create procedure llm.tend_queues()
 as $$
 begin
     perform llm._require_storage();
-    perform llm._fire_schedules(null::pg_catalog.text, pg_catalog.clock_timestamp());
+    perform llm._fire_schedules(null::pg_catalog.text, pg_catalog.clock_timestamp(), 100000::pg_catalog.int4);
     commit;
     perform llm._tend_jobs(pg_catalog.clock_timestamp());
     commit;

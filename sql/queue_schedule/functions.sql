@@ -105,7 +105,8 @@ tenant is set.';
 
 create function llm._fire_schedules(
     p_tenant text,
-    p_now    timestamptz
+    p_now    timestamptz,
+    p_limit  integer
 )
     returns bigint
     language plpgsql
@@ -125,6 +126,7 @@ begin
         where (p_tenant is null or s.tenant_id = p_tenant)
             and s.next_at <= p_now
         order by s.tenant_id, s.name
+        limit p_limit
         -- Another scheduler has it.
         for update skip locked
     loop
@@ -157,13 +159,15 @@ begin
 end
 $$;
 
-comment on function llm._fire_schedules(text, timestamptz) is
+comment on function llm._fire_schedules(text, timestamptz, integer) is
 'Enqueues what is due at p_now, once each, however often it was due since the last time; in the transaction that says when it is due next. p_tenant:
-null for all.';
+null for all; p_limit: at most so many.';
 
 
 -- security definer: as llm.schedule_job().
-create function llm.fire_schedules()
+create function llm.fire_schedules(
+    p_limit integer default 1000
+)
     returns bigint
     language plpgsql
     volatile
@@ -171,15 +175,15 @@ create function llm.fire_schedules()
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return llm._fire_schedules(llm._job_tenant(), clock_timestamp());
+    return llm._fire_schedules(llm._job_tenant(), clock_timestamp(), p_limit);
 end
 $$;
 
-alter function llm.fire_schedules() owner to llm_owner;
+alter function llm.fire_schedules(integer) owner to llm_owner;
 
-comment on function llm.fire_schedules() is
+comment on function llm.fire_schedules(integer) is
 'Enqueues the scheduled jobs of the current tenant that are due. Call it as often, and by as many, as you like: each is enqueued once; once as well
-when it was due several times while nobody called. Returns how many. Errors: object_not_in_prerequisite_state when no tenant is set.';
+when it was due several times while nobody called. p_limit: at most so many. Returns how many. Errors: object_not_in_prerequisite_state when no tenant is set.';
 
 
 select llm._grant_execute(

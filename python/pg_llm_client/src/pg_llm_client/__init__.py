@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from .history import PgLlmChatMessageHistory
     from .saver import PgLlmSaver
     from .vectorstore import PgLlmVectorStore
+    from .worker import Worker
 
-__all__ = ["PgLlmChatMessageHistory", "PgLlmSaver", "PgLlmVectorStore"]
+__all__ = ["PgLlmChatMessageHistory", "PgLlmSaver", "PgLlmVectorStore", "Worker"]
 
-_MODULES = {"PgLlmChatMessageHistory": "history", "PgLlmSaver": "saver", "PgLlmVectorStore": "vectorstore"}
+_MODULES = {"PgLlmChatMessageHistory": "history", "PgLlmSaver": "saver", "PgLlmVectorStore": "vectorstore", "Worker": "worker"}
 
 
 def __getattr__(name: str) -> object:
