@@ -18,8 +18,7 @@ create function llm._low_mark(
     p_queue    text,
     p_priority integer,
     p_low      bigint,
-    p_drawn    bigint,
-    p_limit    integer
+    p_drawn    bigint
 )
     returns bigint
     language plpgsql
@@ -36,10 +35,6 @@ begin
         v_mark := (p_low, p_low, '3', 0, v_lane)::llm.queue_mark;
     end if;
     v_mark.low := greatest(v_mark.low, p_low);
-    if p_drawn - v_mark.drawn < 64 / p_limit then
-        return v_mark.low;
-    end if;
-
     -- Rows that others have locked, or claimed without a commit yet, count: they may be left ready.
     select j.place, pg_snapshot_xmin(s.now) as xmin, pg_snapshot_xmax(s.now) as xmax
     into v_first
@@ -81,11 +76,10 @@ begin
 end
 $$;
 
-comment on function llm._low_mark(text, text, integer, bigint, bigint, integer) is
+comment on function llm._low_mark(text, text, integer, bigint, bigint) is
 'A place before which no job of a queue and priority is ready or ever will be. Claims begin there instead of at the dead entries that an index keeps
 of jobs that are gone, as long as some transaction could still see them. It holds because whoever makes a job ready draws a new place for it, with
-a transaction id in hand. p_low: what llm.queues knows; p_drawn: a number just drawn from the sequence of places;
-p_limit: how many jobs are claimed at a time.';
+a transaction id in hand. p_low: what llm.queues knows; p_drawn: a number just drawn from the sequence of places.';
 
 
 -- Claiming
@@ -209,27 +203,6 @@ comment on function llm._sweep_queue(text, text, integer, timestamptz) is
 p_max_attempts times, or as often as they say. Returns how many jobs it dealt with.';
 
 
-create function llm._sweep_is_due(
-    p_setting text,
-    p_now     timestamptz
-)
-    returns boolean
-    language plpgsql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_next double precision := nullif(current_setting(p_setting, true), '')::double precision;
-begin
-    -- A time too far ahead was set before the clock went back.
-    return v_next is null or v_next not between extract(epoch from p_now) and extract(epoch from p_now) + 60;
-end
-$$;
-
-comment on function llm._sweep_is_due(text, timestamptz) is
-'Whether this session should sweep a queue while there is other work: once a second, and less often when sweeping takes long.';
-
-
 -- security definer: jobs are written by functions alone; tenant and user are named in each statement.
 create function llm.claim_jobs(
     p_queue   text,
@@ -257,6 +230,10 @@ declare
     v_now      timestamptz := clock_timestamp();
     v_until    timestamptz;
     v_setting  text;
+    v_epoch    double precision;
+    v_next     double precision;
+    v_name     text;
+    v_mark     llm.queue_mark;
     v_queue    record;
     v_low      bigint;
     v_priority integer;
@@ -286,19 +263,28 @@ begin
 
     v_until := v_now + coalesce(p_lease, v_queue.lease);
     v_setting := 'llm.queue_sweep_' || to_hex(hashtextextended(v_tenant || E'\n' || p_queue, 0));
-    if llm._sweep_is_due(v_setting, v_now) then
+    v_epoch := extract(epoch from v_now);
+    v_next := nullif(current_setting(v_setting, true), '')::double precision;
+    -- Once a second while there is other work, and less often when it takes long. A time too far ahead was set before the clock went back.
+    if v_next is null or v_next not between v_epoch and v_epoch + 60 then
         perform llm._sweep_queue(v_tenant, p_queue, v_queue.max_attempts, v_now);
         v_swept := true;
         perform set_config(
             v_setting,
-            (extract(epoch from v_now) + least(greatest(1, 20 * extract(epoch from clock_timestamp() - v_now)), 60))::text,
+            (v_epoch + least(greatest(1, 20 * extract(epoch from clock_timestamp() - v_now)), 60))::text,
             false
         );
     end if;
     loop
         for v_lane in 1 .. cardinality(v_queue.priorities) loop
             v_priority := v_queue.priorities[v_lane];
-            v_low := llm._low_mark(v_tenant, p_queue, v_priority, v_queue.lows[v_lane], v_token, p_limit);
+            v_name := v_tenant || E'\n' || v_priority || E'\n' || p_queue;
+            v_mark := nullif(current_setting('llm.queue_mark_' || to_hex(hashtextextended(v_name, 0)), true), '')::llm.queue_mark;
+            if v_mark.lane = v_name and v_token between v_mark.drawn and v_mark.drawn + 64 / p_limit then
+                v_low := v_mark.low;
+            else
+                v_low := llm._low_mark(v_tenant, p_queue, v_priority, v_queue.lows[v_lane], v_token);
+            end if;
             return query
                 update llm.jobs j
                 set token = v_token,
@@ -616,7 +602,7 @@ object_not_in_prerequisite_state when no tenant is set.';
 
 select llm._grant_execute(
     array['llm_owner'],
-    '_low_mark', '_sweep_queue', '_sweep_is_due', '_refuse_stale', '_complete_jobs'
+    '_low_mark', '_sweep_queue', '_refuse_stale', '_complete_jobs'
 );
 
 select llm._grant_execute(
