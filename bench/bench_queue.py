@@ -22,6 +22,7 @@ import redis
 from pgqueuer.adapters.drivers.psycopg import PsycopgDriver
 from pgqueuer.ports.repository import EntrypointExecutionParameter
 from pgqueuer.queries import Queries
+from pgqueuer.types import QueueEntrypoint, QueueManagerId
 
 from bench import support
 from bench.support import AtLeast, database, fact, kept, line, medians, once, per_call, redis_server, title
@@ -141,6 +142,7 @@ def connect(cluster: Cluster, *, durable: bool = False) -> psycopg.Connection:
 def one_client(cluster: Cluster, store: redis.Redis | None, *, quick: bool) -> None:
     """Compare whole cycles of one client, one job and a hundred at a time."""
     fast, slow = connect(cluster), connect(cluster, durable=True)
+    batch, peer_batch = Pg(fast, "batch"), Pg(fast)
     kept_queue = Pg(connect(cluster), "kept")
     kept_queue.one("select llm.set_queue('kept', p_archive => true)")
     calls, rounds = (100, 5) if quick else (300, 9)
@@ -153,13 +155,13 @@ def one_client(cluster: Cluster, store: redis.Redis | None, *, quick: bool) -> N
         "pgmq_archive": per_call(Pg(fast).pgmq_archive, calls),
         "durable": per_call(Pg(slow, "durable").fused, calls // 5),
         "pgmq_durable": per_call(Pg(slow).pgmq, calls // 5),
-        "batch": once(lambda ours=Pg(fast, "batch"): [ours.fused_batch() for _ in range(batches)], 100 * batches),  # type: ignore[misc]
-        "pgmq_batch": once(lambda peer=Pg(fast): [peer.pgmq_batch() for _ in range(batches)], 100 * batches),  # type: ignore[misc]
+        "batch": once(lambda: [batch.fused_batch() for _ in range(batches)], 100 * batches),  # type: ignore[func-returns-value]
+        "pgmq_batch": once(lambda: [peer_batch.pgmq_batch() for _ in range(batches)], 100 * batches),  # type: ignore[func-returns-value]
     }
     if store:
         stream = Stream(store)
         probes["stream"] = per_call(stream.single, calls)
-        probes["stream_batch"] = once(lambda: [stream.single(100) for _ in range(batches)], 100 * batches)
+        probes["stream_batch"] = once(lambda: [stream.single(100) for _ in range(batches)], 100 * batches)  # type: ignore[func-returns-value]
     with python_peers(cluster) as peers:
         time = medians(rounds, **probes, **{name: per_call(cycle, calls // 5) for name, cycle in peers.items()})
     title("one client: a job of 300 bytes enqueued, claimed, completed; nobody waits for the disk unless it says so")
@@ -190,26 +192,25 @@ def python_peers(cluster: Cluster) -> Iterator[dict[str, Cycle]]:
     async def prepare() -> tuple[int, psycopg.AsyncConnection, Queries]:
         await app.open_async()
         await app.schema_manager.apply_schema_async()
-        connection = await psycopg.AsyncConnection.connect(cluster.dsn("queue_pgqueuer"), autocommit=True, options=options)
-        queries = Queries(PsycopgDriver(connection))
+        asynchronous = await psycopg.AsyncConnection.connect(cluster.dsn("queue_pgqueuer"), autocommit=True, options=options)
+        queries = Queries(PsycopgDriver(asynchronous))
         await queries.install()
-        return await app.job_manager.register_worker(), connection, queries
+        return await app.job_manager.register_worker(), asynchronous, queries
 
-    worker, connection, queries = loop.run_until_complete(prepare())
-    manager, who = app.job_manager, uuid4()
+    worker, other, queries = loop.run_until_complete(prepare())
+    manager, who = app.job_manager, QueueManagerId(uuid4())
+    entrypoints = {QueueEntrypoint("bench"): EntrypointExecutionParameter(0)}
 
     async def by_procrastinate() -> None:
         arguments = json.loads(PAYLOAD)
-        await manager.defer_job_async(
-            procrastinate.jobs.Job(queue="bench", lock=None, queueing_lock=None, task_name="bench", task_kwargs=arguments)
-        )
+        await manager.defer_job_async(procrastinate.jobs.Job(queue="bench", lock=None, queueing_lock=None, task_name="bench", task_kwargs=arguments))
         job = await manager.fetch_job(["bench"], worker)
         assert job
         await manager.finish_job(job, procrastinate.jobs.Status.SUCCEEDED, delete_job=True)
 
     async def by_pgqueuer() -> None:
         await queries.enqueue("bench", PAYLOAD.encode())
-        (job,) = await queries.dequeue(1, {"bench": EntrypointExecutionParameter(0)}, who, None, timedelta(seconds=60))  # type: ignore[arg-type]
+        (job,) = await queries.dequeue(1, entrypoints, who, None, timedelta(seconds=60))
         await queries.log_jobs([(job, "successful", None)])
 
     try:
@@ -218,7 +219,7 @@ def python_peers(cluster: Cluster) -> Iterator[dict[str, Cycle]]:
             "pgqueuer": lambda: loop.run_until_complete(by_pgqueuer()),
         }
     finally:
-        loop.run_until_complete(connection.close())
+        loop.run_until_complete(other.close())
         loop.run_until_complete(app.close_async())
         loop.close()
         with cluster.connect() as superuser:
@@ -316,7 +317,9 @@ def rate_for(cycle: Cycle, seconds: float) -> float:
 
 def pinned_horizon(cluster: Cluster, seconds: float) -> None:
     """Compare the rate while a reader keeps all dead rows with the rate before."""
-    print(f"\na reader pins the horizon for {seconds:g} s, in which single jobs are done as fast as one client can: cycles a second in the last third")
+    print(
+        f"\na reader pins the horizon for {seconds:g} s, in which single jobs are done as fast as one client can: cycles a second in the last third"
+    )
     app = connect(cluster)
     app.execute("select llm.purge_queue('waiting', 'all')")
     for name, cycle in (("pg_llm", Pg(app, "pinned").fused), ("pgmq's design, which has no mark (naive)", Pg(app).pgmq)):
@@ -339,5 +342,7 @@ def soak(superuser: psycopg.Connection, cluster: Cluster, seconds: float) -> Non
         rates.append(rate_for(lambda: cycle(20), seconds / 5) * 20)
         sizes.append(support.one(superuser, "select pg_total_relation_size('llm.jobs')") / 1e6)
     print(f"\n{seconds:g} s of batches of 20, autovacuum as the table says: jobs a second, and megabytes of the table, by fifths")
-    fact("jobs a second", f"{rates[-1] / rates[0]:.0%}", " ".join(f"{rate:,.0f}" for rate in rates) + f"  >= 50%  {kept(rates[-1] >= 0.5 * rates[0])}")
+    fact(
+        "jobs a second", f"{rates[-1] / rates[0]:.0%}", " ".join(f"{rate:,.0f}" for rate in rates) + f"  >= 50%  {kept(rates[-1] >= 0.5 * rates[0])}"
+    )
     fact("megabytes", f"{sizes[-1]:.1f}", " ".join(f"{size:.1f}" for size in sizes))

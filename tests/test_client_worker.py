@@ -85,7 +85,9 @@ def test_a_worker_is_woken_by_a_notification(make: Callable[..., Worker], bound:
     done = threading.Event()
     worker = make(lambda _: done.set(), poll=3600)
     with running(worker):
-        wait_until(lambda: bound.one("select exists (select from pg_stat_activity where application_name = 'pg-llm-worker' and query ~ '^listen|claim')"))
+        wait_until(
+            lambda: bound.one("select exists (select from pg_stat_activity where application_name = 'pg-llm-worker' and query ~ '^listen|claim')")
+        )
         while not done.wait(0.1):
             bound.run("select llm.enqueue('q')")
         worker.stop()
@@ -172,8 +174,9 @@ def test_a_process_that_is_killed_loses_no_job(make: Callable[..., Worker], data
 
 def test_a_stopped_worker_ends_what_it_does_and_gives_the_rest_back(make: Callable[..., Worker], bound: Client) -> None:
     bound.run("select llm.enqueue_many('q', array_fill('{}'::jsonb, array[5]))")
-    worker = make(lambda _: worker.stop(), batch=5)
-    worker.run()
+    workers: list[Worker] = []
+    workers.append(make(lambda _: workers[0].stop(), batch=5))
+    workers[0].run()
     assert [state for state, _ in states(bound)] == ["scheduled"] * 4
     assert bound.one("select count(*) from llm.job_archive") == 1
 

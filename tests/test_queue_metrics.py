@@ -72,8 +72,7 @@ def test_a_prepared_transaction_that_pins_the_horizon_is_named(db: Client, datab
 @pytest.fixture
 def slotted(own_cluster: Cluster) -> Iterator[Database]:
     """A database of a server that has a replication slot with an xmin, whose standby is gone."""
-    for database in new_database(own_cluster):
-        yield database
+    yield from new_database(own_cluster)
 
 
 def test_a_replication_slot_that_pins_the_horizon_is_named(slotted: Database, tmp_path: Path) -> None:

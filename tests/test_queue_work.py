@@ -1,4 +1,4 @@
-"""Claiming jobs, and what becomes of them."""
+"""What becomes of jobs that were claimed."""
 
 from __future__ import annotations
 
@@ -53,13 +53,6 @@ def test_a_claimed_job_is_nobody_elses_until_its_lease_is_over(q: Client, db: Cl
     assert claim(database.client("app"), 9) == ([], None)
     over(db)
     assert claim(database.client("app"), 9)[0] == [job]
-
-
-def test_an_open_claim_is_skipped_not_waited_for(q: Client, database: Database) -> None:
-    first, second = enqueue(q, 2)
-    with q.transaction():
-        assert claim(q)[0] == [first]
-        assert claim(database.client("app"), 5)[0] == [second]
 
 
 def test_a_stale_holder_is_refused_and_changes_nothing(q: Client, db: Client, database: Database) -> None:
@@ -228,70 +221,6 @@ def test_the_clock_of_the_server_alone_decides_and_may_go_back(q: Client, db: Cl
     with raises(ObjectNotInPrerequisiteState, match="is not held by claim"):
         complete(q, ids[1:], token)
     assert sorted(complete(q, again, newer)) == again
-
-
-def test_no_job_is_skipped_by_claims_that_begin_where_the_last_ones_ended(q: Client, database: Database) -> None:
-    """Q-02: jobs that were put in early and committed late, rolled-back claims, retries, while marks move on; other sessions' marks too."""
-    late, holder = database.client("app"), database.client("app")
-    early = late.run("begin").one("select llm.enqueue('q')")
-    first = enqueue(q, 50)
-    with pytest.raises(ZeroDivisionError), holder.transaction():
-        assert claim(holder, 2)[0] == first[:2]
-        for _ in range(100):
-            enqueue(q, 5)
-            ids, token = claim(q, 5)
-            complete(q, ids, token)
-            assert not {early, *first[:2]} & set(ids)
-        raise ZeroDivisionError
-    late.run("commit")
-    found: list[int] = []
-    retried = False
-    while rows := q.rows(CLAIM, 7):
-        ids, token = [row[0] for row in rows], rows[0][1]
-        if not retried:
-            retried = q.row("select * from llm.fail_jobs(%s, %s, 'x')", ids, token) == (len(ids), 0)
-        else:
-            found += complete(q, ids, token)
-    assert {early, *first[:2]} <= set(found)
-    assert q.one("select count(*) from llm.jobs") == 0
-
-
-def test_claims_do_not_read_what_is_gone_though_the_horizon_is_pinned(q: Client, database: Database) -> None:
-    """Q-02: buffers that a claim reads do not grow with the jobs that were done while a reader kept all of their rows."""
-    reader = database.client()
-    reader.run("begin isolation level repeatable read").run("select count(*) from llm.jobs")
-    app_hits = "select heap_blks_hit + idx_blks_hit from pg_statio_all_tables where relid = 'llm.jobs'::regclass"
-    watcher = database.client()
-
-    def cost() -> int:
-        """Return how many blocks one claim touches."""
-        q.run("select pg_stat_force_next_flush()")
-        before = watcher.one(app_hits)
-        for _ in range(10):
-            ids, token = claim(q)
-            complete(q, ids, token)
-        q.run("select pg_stat_force_next_flush()").run("select 1")
-        return int(watcher.one(app_hits)) - int(before)
-
-    enqueue(q, 100)
-    few = cost()
-    for _ in range(40):
-        enqueue(q, 100)
-        ids, token = claim(q, 100)
-        complete(q, ids, token)
-    many = cost()
-    assert many < 4 * few + 500, (few, many)
-
-
-def test_a_mark_of_another_queue_or_of_a_forged_setting_hides_nothing_of_others(q: Client, database: Database) -> None:
-    enqueue(q, 400)
-    for _ in range(4):
-        complete(q, *claim(q, 90))
-    other = in_tenant(database.client("admin"), "other")
-    other.run("select llm.enqueue('q')")
-    assert len(other.rows(CLAIM, 5)) == 1
-    q.run("select llm.enqueue('q2')")
-    assert len(q.rows("select id from llm.claim_jobs('q2', 5)")) == 1
 
 
 def test_jobs_are_a_tenants_and_a_users(q: Client, database: Database) -> None:

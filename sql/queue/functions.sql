@@ -109,10 +109,10 @@ alter function llm.set_queue(text, integer, interval, interval, interval, intege
 
 comment on function llm.set_queue(text, integer, interval, interval, interval, integer, boolean, boolean) is
 'Makes a queue of the current tenant, or changes it; null leaves a setting as it is, or at its default. p_queue: 1 to 200 bytes; p_max_attempts: after
-so many claims a job is given up (5); p_lease: how long a claim lasts (1 minute); p_base_delay: before a failed job comes back (1 second), doubled each
-time up to p_max_delay (1 hour), less up to half of it by chance; p_group_limit: how many jobs of one group run at a time (1, which is first in, first
-out); p_archive: what is done goes to llm.job_archive (no); p_notify: wake those who listen to llm.queue_channel() when the queue was empty (no).
-Errors: invalid_parameter_value; object_not_in_prerequisite_state when no tenant is set.';
+so many claims a job is given up (5); p_lease: how long a claim lasts (1 minute); p_base_delay: before a failed job comes back (1 second), doubled
+each time up to p_max_delay (1 hour), less up to half of it by chance; p_group_limit: how many jobs of one group run at a time (1, which is first in,
+first out); p_archive: what is done goes to llm.job_archive (no); p_notify: wake those who listen to llm.queue_channel() when the queue was empty
+(no). Errors: invalid_parameter_value; object_not_in_prerequisite_state when no tenant is set.';
 
 
 create function llm._open_queue(
@@ -361,8 +361,8 @@ end
 $$;
 
 comment on function llm._enqueue(text, bigint, text, jsonb, integer, interval, text, text, interval, integer, timestamptz, uuid) is
-'The part of llm.enqueue() that knows delays, groups and keys. Whoever calls it settles the groups then. Returns p_id, or the id of the job that has the
-key.';
+'The part of llm.enqueue() that knows delays, groups and keys. Whoever calls it settles the groups then. Returns p_id, or the id of the job that has
+the key.';
 
 
 -- security definer: as llm.enqueue().
@@ -437,8 +437,8 @@ $$;
 alter function llm.enqueue_many(text, jsonb[], integer, interval, text[], text[], uuid[]) owner to llm_owner;
 
 comment on function llm.enqueue_many(text, jsonb[], integer, interval, text[], text[], uuid[]) is
-'llm.enqueue() for many jobs, all or none. p_groups, p_dedup_keys, p_user_ids: as many as p_payloads, or left out; the rest is the same for all. Returns
-their ids, in the order of the payloads. Errors: as there, and array_subscript_error.';
+'llm.enqueue() for many jobs, all or none. p_groups, p_dedup_keys, p_user_ids: as many as p_payloads, or left out; the rest is the same for all.
+Returns their ids, in the order of the payloads. Errors: as there, and array_subscript_error.';
 
 
 select llm._grant_execute(

@@ -110,7 +110,8 @@ begin
         where age(s.xmin) >= p_xids
         union all
         select
-            'prepared transaction', p.gid, null, p.prepared, age(p.transaction)::bigint, format('commit prepared %L; or rollback prepared %1$L;', p.gid)
+            'prepared transaction', p.gid, null, p.prepared, age(p.transaction)::bigint,
+            format('commit prepared %L; or rollback prepared %1$L;', p.gid)
         from pg_prepared_xacts p
         where p.database = current_database()
             and p.prepared < clock_timestamp() - p_older
@@ -161,8 +162,8 @@ begin
                     'See llm.list_jobs(queue, ''dead''); then llm.retry_dead_jobs(), or llm.purge_queue(queue, ''dead'').'
                 ),
                 (
-                    'late', q.paused_at is null and q.oldest_ready > p_wait, format('the oldest of %s ready jobs waits for %s', q.ready, q.oldest_ready),
-                    'Start more workers.'
+                    'late', q.paused_at is null and q.oldest_ready > p_wait,
+                    format('the oldest of %s ready jobs waits for %s', q.ready, q.oldest_ready), 'Start more workers.'
                 ),
                 ('overdue', q.overdue > 0, format('the lease of %s jobs is over, and nobody claims', q.overdue), 'Start a worker.'),
                 (

@@ -16,10 +16,10 @@ return queue_schedule.next_cron(p_cron, p_after, p_time_zone)
 $$;
 
 comment on function llm.next_cron(text, timestamptz, text) is
-'When a cron expression is due next. p_cron: minute, hour, day of month, month, day of week (0 and 7 are Sunday; names, lists, ranges, steps; when both
-days are given either will do), or @hourly, @daily, @weekly, @monthly, @yearly; p_after: after this moment; p_time_zone: whose clock, such as
-Europe/Oslo. Hours that the clock skips in spring: what is at a certain hour then is due when the gap ends. Hours that come twice in autumn: what is at
-a certain hour is due the first time, what is every hour both times. Null when it is never due. Errors: invalid_parameter_value.';
+'When a cron expression is due next. p_cron: minute, hour, day of month, month, day of week (0 and 7 are Sunday; names, lists, ranges, steps; when
+both days are given either will do), or @hourly, @daily, @weekly, @monthly, @yearly; p_after: after this moment; p_time_zone: whose clock, such as
+Europe/Oslo. Hours that the clock skips in spring: what is at a certain hour then is due when the gap ends. Hours that come twice in autumn: what is
+at a certain hour is due the first time, what is every hour both times. Null when it is never due. Errors: invalid_parameter_value.';
 
 
 -- security definer: schedules are written by functions alone; the tenant is named in each statement.
@@ -99,8 +99,8 @@ $$;
 alter function llm.unschedule_job(text) owner to llm_owner;
 
 comment on function llm.unschedule_job(text) is
-'Ends llm.schedule_job(); jobs that it has enqueued stay. Returns false when there is no such schedule. Errors: object_not_in_prerequisite_state when no
-tenant is set.';
+'Ends llm.schedule_job(); jobs that it has enqueued stay. Returns false when there is no such schedule. Errors: object_not_in_prerequisite_state when
+no tenant is set.';
 
 
 create function llm._fire_schedules(
@@ -183,7 +183,8 @@ alter function llm.fire_schedules(integer) owner to llm_owner;
 
 comment on function llm.fire_schedules(integer) is
 'Enqueues the scheduled jobs of the current tenant that are due. Call it as often, and by as many, as you like: each is enqueued once; once as well
-when it was due several times while nobody called. p_limit: at most so many. Returns how many. Errors: object_not_in_prerequisite_state when no tenant is set.';
+when it was due several times while nobody called. p_limit: at most so many. Returns how many. Errors: object_not_in_prerequisite_state when no tenant
+is set.';
 
 
 select llm._grant_execute(

@@ -223,7 +223,7 @@ class Worker:
             return self._claim(tenant, None)
         if done:
             self._let_go(done[0])
-        jobs = [Job(row[0], row[1], text.loads(row[2]), *row[3:], tenant) for row in rows]
+        jobs = [Job(*(*row[:2], text.loads(row[2]), *row[3:], tenant)) for row in rows]
         with self._guard:
             self._held.update({job.id: job for job in jobs})
         return jobs
