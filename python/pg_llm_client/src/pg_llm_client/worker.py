@@ -232,7 +232,7 @@ class Worker:
         self._settle(job, "complete_jobs", "bigint[], bigint, jsonb[]", [job.id], job.token, [_json(result)])
 
     def _fail(self, job: Job, message: str, *, retry: bool, delay: float | None = None) -> None:
-        log.warning("job %s of queue %s failed: %s", job.id, self._queue, message)
+        log.log(logging.WARNING if delay is None else logging.INFO, "job %s of queue %s failed: %s", job.id, self._queue, message)
         seconds = None if delay is None else timedelta(seconds=max(0.0, delay))
         casts = "bigint[], bigint, text, boolean, interval"
         self._settle(job, "fail_jobs", casts, [job.id], job.token, text.clean(message), retry, seconds)
