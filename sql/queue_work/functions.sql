@@ -37,8 +37,29 @@ create function llm._complete_jobs(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_done record;
+    v_plain tid[];
+    v_done  record;
 begin
+    -- What has neither a group nor a key, and is not kept, needs nothing but to go.
+    v_plain := array(
+        select r.ctid
+        from llm.jobs r
+        where r.tenant_id = p_tenant
+            and r.id = any (p_ids)
+            and r.token = p_token
+            and (p_user_id is null or r.user_id = p_user_id)
+            and not r.keep
+            and r.group_key is null
+            and r.dedup_key is null
+        -- Also lets the plan be by this key, made when the table was empty, and the other seemed as good.
+        order by r.id
+        for update
+    );
+    if cardinality(v_plain) = cardinality(p_ids) then
+        delete from llm.jobs j where j.ctid = any (v_plain);
+        return p_ids;
+    end if;
+
     with gone as (
         delete from llm.jobs j
         where j.ctid = any (array(
@@ -48,7 +69,6 @@ begin
                     and r.id = any (p_ids)
                     and r.token = p_token
                     and (p_user_id is null or r.user_id = p_user_id)
-                -- Also lets the plan be by this key, made when the table was empty, and the other seemed as good.
                 order by r.id
                 for update
             ))
