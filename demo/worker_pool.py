@@ -140,7 +140,7 @@ def endpoint() -> Iterator[Endpoint]:
 
 def likeness(one: Vector, other: Vector) -> float:
     """Return the cosine of two embeddings."""
-    return sumprod(one.values, other.values) / (sumprod(one.values, one.values) * sumprod(other.values, other.values)) ** 0.5
+    return float(sumprod(one.values, other.values) / (sumprod(one.values, one.values) * sumprod(other.values, other.values)) ** 0.5)
 
 
 def paraphrases(count: int) -> list[tuple[Query, Package]]:
