@@ -62,6 +62,7 @@ TEXT_TYPES = ("text", "jsonb", "name", "text[]")
 COUNTERS = (
     "coherence_stats", "_newest_transaction", "_key_start", "_new_key", "_note_key_event",
     "_begin_thread", "_new_mfa_secret", "_new_token", "_password_hash",
+    "enqueue", "enqueue_many",
 )  # fmt: skip
 
 #: What a call came to: its rows, or the SQLSTATE and message of its error.
