@@ -12,14 +12,14 @@ from typing import Any
 
 from rich.console import Console
 
-from demo import audit, chat, checkpoint, config, crypto, memory, partition, seal, session, vector
+from demo import audit, chat, checkpoint, config, crypto, memory, partition, seal, session, vector, worker_pool
 from demo.stage import Stage
 from tools.cluster import Cluster, Installation
 
 SAMPLE = Path(__file__).with_name("sample_prices.json")
 
 #: One module a subsystem, each with a play(stage).
-SCENES = (config, partition, crypto, audit, seal, session, chat, checkpoint, memory, vector)
+SCENES = (config, partition, crypto, audit, seal, session, chat, checkpoint, memory, vector, worker_pool)
 
 
 def main() -> None:

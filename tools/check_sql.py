@@ -57,6 +57,7 @@ COMMITTING = (
     "llm.maintain(p_collection text,p_lock_writers boolean,INOUT p_waiting bigint)",
     "llm.manage_partitions(INOUT p_ok boolean)",
     "llm.trim_streams(INOUT p_emptied bigint)",
+    "llm.tend_queues()",
     "llm.rewrap(p_table regclass,p_column name,p_tenant text,p_batch integer,INOUT p_outcome text,INOUT p_rewrapped bigint)",
 )
 

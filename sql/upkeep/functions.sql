@@ -351,7 +351,8 @@ begin
                 ('llm.clean_cache', '*/5 * * * *'),
                 ('llm.expire_rate_limits', '*/5 * * * *'),
                 ('llm.expire_semantic_cache', '41 * * * *'),
-                ('llm.trim_streams', '* * * * *')
+                ('llm.trim_streams', '* * * * *'),
+                ('llm.tend_queues', '* * * * *')
         ) c (name, schedule);
 end
 $$;

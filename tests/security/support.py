@@ -66,6 +66,7 @@ COUNTERS = (
     "coherence_stats", "_newest_transaction", "_key_start", "_new_key", "_note_key_event",
     "cache_fetch", "cache_stats", "cache_token", "_cache_claim", "_cache_counts", "_cache_life", "_cache_note_writes", "_cache_snapshot",
     "_begin_thread", "_new_mfa_secret", "_new_token", "_password_hash",
+    "enqueue", "enqueue_many",
 )  # fmt: skip
 
 #: What a call came to: its rows, or the SQLSTATE and message of its error.

@@ -149,6 +149,8 @@ def test_no_function_but_the_reviewed_runs_as_its_owner(db: Client) -> None:
         "_nearest", "_vector_search",
         "_doctor_search_quality", "_evaluate_search", "_measure_tuning", "_vector_recall", "set_search_quality",
         "claim_embedding_jobs", "complete_embedding_jobs", "embedding_backlog", "fail_embedding_jobs", "retry_embedding_jobs", "set_embedding_model",
+        "enqueue", "enqueue_many", "set_queue", "set_group_limit", "claim_jobs", "complete_jobs", "fail_jobs", "extend_jobs", "schedule_job",
+        "unschedule_job", "fire_schedules", "pause_queue", "resume_queue", "cancel_jobs", "purge_queue", "retry_dead_jobs", "queue_backlog",
         "compare_collections", "copy_for_model", "set_collection_alias",
         "analyze_vector_distribution", "optimize_index",
         "checkpoint_usage", "copy_checkpoint_thread", "delete_checkpoint_runs", "delete_checkpoint_thread", "get_checkpoint", "list_checkpoints",

@@ -18,12 +18,14 @@ CALLERS = ("postgres", "admin", "app", "reader", "auditor")
 #: A value of each type for the rows of forged tables. A column of another type needs a line here.
 FORGED: dict[str, Any] = {
     "bigint": 666,
+    "bigint[]": [666],
     "boolean": True,
     "bytea": b"FORGED",
     "double precision": 666.0,
     "inet": "6.6.6.6",
     "int8multirange": "{[666,667)}",
     "integer": 666,
+    "integer[]": [666],
     "interval": timedelta(days=666),
     "jsonb": '"FORGED"',
     "name": "FORGED",

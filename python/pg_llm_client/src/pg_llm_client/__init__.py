@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from .llm_cache import PgLlmCache, PgLlmSemanticCache
     from .saver import PgLlmSaver
     from .vectorstore import PgLlmVectorStore
+    from .worker import Worker
 
-__all__ = ["PgLlmByteStore", "PgLlmCache", "PgLlmChatMessageHistory", "PgLlmSaver", "PgLlmSemanticCache", "PgLlmVectorStore"]
+__all__ = ["PgLlmByteStore", "PgLlmCache", "PgLlmChatMessageHistory", "PgLlmSaver", "PgLlmSemanticCache", "PgLlmVectorStore", "Worker"]
 
 _MODULES = {
     "PgLlmByteStore": "bytestore",
@@ -24,6 +25,7 @@ _MODULES = {
     "PgLlmSaver": "saver",
     "PgLlmSemanticCache": "llm_cache",
     "PgLlmVectorStore": "vectorstore",
+    "Worker": "worker",
 }
 
 
