@@ -47,7 +47,7 @@ def run_statements(db: Client) -> list[str]:
 def test_statements_build_and_drop_indexes_while_writers_go_on(docs: Client) -> None:
     assert docs.one("call llm.maintain()") == 1
     ran = run_statements(docs)
-    assert [statement.partition(" points")[0] for statement in ran] == ["create index concurrently if not exists"]
+    assert [statement.partition(" index_")[0] for statement in ran] == ["create index concurrently if not exists"]
     assert segments(docs) == [(1, 121, 120, "ready"), (121, 221, 100, "ready")]
     assert docs.one("call llm.maintain()") == 0
 
@@ -59,7 +59,7 @@ def test_merged_segments_are_dropped_after_the_wider_one_is_there(database: Data
     assert segments(docs) == [(1, 121, 120, "ready"), (1, 261, 260, "building")]
     docs.run(docs.one("select * from llm.index_statements()"))
     drop = docs.column("select * from llm.index_statements()")
-    assert drop == ["drop index concurrently if exists llm.points_docs_s1"]
+    assert drop == ["drop index concurrently if exists llm.index_docs_s1"]
     assert segments(docs) == [(1, 121, 120, "retiring"), (1, 261, 260, "ready")]
     assert len(indexes(docs)) == 2
     docs.run(drop[0])
@@ -187,7 +187,7 @@ def test_two_maintainers_at_once_do_everything_once(database: Database, docs: Cl
 
 
 def test_payload_indexes_are_made_with_the_collection_and_altered_by_maintenance(docs: Client) -> None:
-    fields = "select array(select relname::text from pg_class where relname ~ '^points_docs_p[^k]' and relkind = 'i' order by 1)"
+    fields = "select array(select relname::text from pg_class where relname ~ '^index_docs_p' and relkind = 'i' order by 1)"
     assert docs.one(fields) == []
     docs.run("""select llm.alter_collection('docs', p_payload_indexes => '{"section": "keyword", "size": "integer"}')""")
     ran = run_statements(docs)
@@ -196,6 +196,6 @@ def test_payload_indexes_are_made_with_the_collection_and_altered_by_maintenance
     assert len(docs.one(fields)) == 2
     docs.run("""select llm.alter_collection('docs', p_payload_indexes => '{"section": "keyword"}')""")
     docs.run("call llm.maintain('docs', true)")
-    assert docs.one(fields) == ["points_docs_payload"]
+    assert docs.one(fields) == ["index_docs_payload"]
     docs.run("""select llm.create_collection('other', 3, p_payload_indexes => '{"it''s; --": "float"}')""")
     assert docs.one("select count(*) from pg_indexes where tablename = 'points_other' and indexdef ~ 'it''''s; --'") == 1

@@ -22,6 +22,8 @@ def acme(admin: Client, bound: Client) -> Client:
 def test_the_collection_is_the_seeds(admin: Client) -> None:
     assert admin.one("select llm.create_embeddings()") is True
     assert admin.one("select llm.create_embeddings()") is False
+    admin.run("select llm.set_collection_alias('things', 'embeddings')")
+    assert admin.one("select llm.create_embeddings('things')") is False
     assert admin.row("select name, dimensions, distance, index_kind, lists from llm.list_collections()") == (
         "embeddings", 1536, "cosine", "ivfflat", 100
     )  # fmt: skip

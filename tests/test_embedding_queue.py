@@ -49,8 +49,6 @@ def test_only_a_text_that_changed_is_a_job(docs: Client) -> None:
     upsert(docs, b="another text")
     docs.run("select llm.set_payload('docs', array['b'], '{\"k\": 2}')")
     assert docs.row("select id, created_at from llm.embedding_jobs") == before, "as it was"
-    docs.run("select llm.upsert_points('docs', p_ids => array['a'], p_contents => array['text a'], p_model => 'n')")
-    assert docs.rows("select point_id, model from llm.embedding_jobs order by id") == [("b", "m"), ("a", "n")]
 
 
 def test_a_job_ends_with_its_point_its_text_or_a_vector_from_elsewhere(docs: Client) -> None:

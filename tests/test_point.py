@@ -98,16 +98,35 @@ def test_whatever_changes_moves_a_point_to_the_tail(docs: Client, change: dict[s
     assert (content, json.loads(embedding), payload) == (new["content"], new["embedding"], new["payload"])
 
 
-def test_new_content_or_another_model_makes_the_vector_pending(docs: Client) -> None:
+def test_new_content_makes_the_vector_pending(docs: Client) -> None:
     point = {"id": "a", "embedding": [1, 2, 3], "content": "x"}
     upsert(docs, point)
     upsert(docs, {"id": "a", "content": "x", "payload": {"k": 1}})
     assert stored(docs) == ("x", "[1,2,3]", "small", {"k": 1}, None)
     upsert(docs, {"id": "a", "content": "y"})
     assert stored(docs) == ("y", None, "small", {}, None)
-    upsert(docs, point)
-    docs.run("select llm.upsert_points('docs', %s, p_model => 'large')", '{"id": "a", "content": "x"}')
-    assert stored(docs) == ("x", None, "large", {}, None)
+
+
+def test_a_collection_has_the_vectors_of_one_model(docs: Client, admin: Client) -> None:
+    """Those of two cannot be compared. A collection without a model takes what it is told."""
+    write = "select unchanged from llm.upsert_points(%s, p_ids => '{a}', p_contents => '{x}', p_embeddings => %s::text[]::vector[], p_model => %s)"
+    refused = "points of model 'large' cannot be written to collection docs, whose model is 'small'"
+    with raises(InvalidParameterValue, refused, hint="copy_for_model"), docs.transaction():
+        docs.run(write, "docs", ["[1,2,3]"], "large")
+    assert docs.one(write, "docs", ["[1,2,3]"], "small") == 0
+    assert docs.one(write, "docs", None, None) == 1
+    docs.run("commit")
+    with raises(ObjectNotInPrerequisiteState, "collection docs has vectors of model 'small'", hint="copy_for_model"):
+        admin.run("select llm.alter_collection('docs', p_model => 'large')")
+    admin.run("select llm.create_collection('any', 3)")
+    in_tenant(docs, "acme")
+    assert docs.one(write, "any", ["[1,2,3]"], "small") == 0
+    assert docs.one(write, "any", None, "large") == 0
+    assert docs.row("select model, embedding from llm.points_any") == ("large", None), "another model's vector is pending"
+    docs.run(write, "any", ["[1,2,3]"], "large").run("commit")
+    with raises(ObjectNotInPrerequisiteState, "collection any has vectors of model 'large'"):
+        admin.run("select llm.alter_collection('any', p_model => 'small')")
+    assert admin.one("select model from llm.alter_collection('any', p_model => 'large')") == "large"
 
 
 def test_of_points_with_the_same_id_the_last_counts(docs: Client) -> None:

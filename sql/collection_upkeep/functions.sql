@@ -109,8 +109,7 @@ begin
         join pg_index x on x.indrelid = to_regclass(format('llm.%I', 'points_' || c.name))
         join pg_class i on i.oid = x.indexrelid
         where (p_collection is null or c.name = p_collection)
-            and starts_with(i.relname, 'points_' || c.name || '_p')
-            and not x.indisprimary
+            and starts_with(i.relname, format('index_%s_p', c.name))
             and (
                 i.relname not in (select w.name from llm._payload_indexes(c.name, c.payload_indexes) w)
                 or llm._index_state(i.relname::text) = 'interrupted'

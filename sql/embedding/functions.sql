@@ -22,7 +22,9 @@ create function llm.create_embeddings(
 as $$
 begin
     perform llm._require_storage();
-    if exists (select from llm.collections c where c.name = p_collection) then
+    if exists (select from llm.collections c where c.name = p_collection)
+        or exists (select from llm.collection_aliases a where a.alias = p_collection)
+    then
         return false;
     end if;
     perform llm.create_collection(

@@ -107,7 +107,6 @@ declare
     v_collection llm.collection := llm._find_collection(p_collection);
     v_table      text := format('llm.%I', 'points_' || v_collection.name);
     v_name       text;
-    v_other      text;
     v_jobs       bigint;
 begin
     if p_model is null then
@@ -116,12 +115,6 @@ begin
             execute format('drop trigger if exists %I on %s', v_name, v_table);
         end loop;
         return 0;
-    end if;
-    execute format('select p.model from %s p where p.embedding is not null and p.model <> $1 limit 1', v_table) into v_other using p_model;
-    if v_other is not null then
-        raise exception 'collection % has vectors of model %', v_collection.name, quote_literal(v_other)
-            using errcode = 'object_not_in_prerequisite_state',
-                  hint = 'Vectors of two models cannot be compared. Make a collection for the other one: llm.copy_for_model().';
     end if;
     if v_collection.model is distinct from p_model then
         perform llm.alter_collection(

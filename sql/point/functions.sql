@@ -211,6 +211,12 @@ begin
             using errcode = 'invalid_parameter_value',
                   hint = 'Give p_points alone; or p_ids with p_embeddings, p_contents, p_payloads and p_user_ids as far as there are any.';
     end if;
+    if p_model <> v_collection.model then
+        raise exception 'points of model % cannot be written to collection %, whose model is %', quote_literal(left(p_model, 100)),
+            v_collection.name, quote_literal(v_collection.model)
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Vectors of two models cannot be compared. Make a collection for the other one: llm.copy_for_model().';
+    end if;
     if p_points is not null then
         if jsonb_typeof(p_points) = 'object' then
             p_points := jsonb_build_array(p_points);
@@ -332,8 +338,8 @@ comment on function llm.upsert_points(text, jsonb, text[], @extschema:vector@.ve
 'Writes points, new ones or in place of those with the same ids, all or none. Either p_points: an object, or an array of objects, with id, and
 embedding, content, payload, user_id as far as there are any; or, several times as fast, arrays of the same length: p_ids, p_embeddings, p_contents,
 p_payloads, p_user_ids. A point has content, a vector, or both; without a vector it keeps the one that it has for this content and model, else the
-vector is pending. user_id: whose it is, by default that of llm.set_user(); p_model: whose vectors these are, by default the collection''s. Of points
-with the same id the last one counts. Returns how many were new, how many changed, and how many are as they were: those were not touched.
+vector is pending. user_id: whose it is, by default that of llm.set_user(); p_model: whose vectors these are, the collection''s model, or any if it has
+none. Of points with the same id the last one counts. Returns how many were new, how many changed, and how many are as they were: those were not touched.
 Errors: invalid_parameter_value, array_subscript_error; insufficient_privilege for another user''s; undefined_object when there is no such
 collection; object_not_in_prerequisite_state when no tenant is set.';
 
