@@ -198,52 +198,6 @@ comment on function llm._vector_type(llm.collection) is
 'The type of a collection''s vectors, as SQL.';
 
 
-create function llm._parallel_builds_are_safe()
-    returns boolean
-    language plpgsql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    return (select string_to_array(e.extversion, '.')::integer[] >= '{0,8,2}' from pg_extension e where e.extname = 'vector');
-end
-$$;
-
-comment on function llm._parallel_builds_are_safe() is
-'Whether pgvector is 0.8.2 or newer: before, building an HNSW index with parallel workers overflows a buffer (CVE-2026-3172).';
-
-
-create function llm._payload_indexes(
-    p_collection text,
-    p_fields     jsonb
-)
-    returns table (name text, definition text)
-    language plpgsql
-    immutable
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_table text := 'points_' || p_collection;
-begin
-    return query
-        select i.name, format('if not exists %I on llm.%I %s', i.name, v_table, i.rest)
-        from (
-            select format('index_%s_payload', p_collection) as name, 'using gin (payload jsonb_path_ops)' as rest
-            where p_fields <> '{}'
-            union all
-            select format('index_%s_p%s', p_collection, substr(md5(f.key), 1, 10)), format('(tenant_id, (payload -> %L))', f.key)
-            from jsonb_each_text(p_fields) f
-            where f.value in ('integer', 'float', 'datetime')
-        ) i
-        order by i.name;
-end
-$$;
-
-comment on function llm._payload_indexes(text, jsonb) is
-'The indexes over the payload that a collection should have, and what follows CREATE INDEX: one for what is equal, one each for fields that have an
-order. No table of points has a name like theirs.';
-
-
 create function llm._protect_points(
     p_table regclass
 )
@@ -523,13 +477,8 @@ select llm._grant_execute(
 );
 
 select llm._grant_execute(
-    array['llm_owner', 'llm_admin', 'llm_auditor'],
-    '_parallel_builds_are_safe'
-);
-
-select llm._grant_execute(
     array['llm_owner'],
-    '_check_collection', '_vector_type', '_payload_indexes', '_protect_points', '_refuse_other_model'
+    '_check_collection', '_vector_type', '_protect_points', '_refuse_other_model'
 );
 
 select llm._grant_execute(
