@@ -70,7 +70,7 @@ def search(
     document: str | None,
     fusion: str | None,
     rrf_k: float | None,
-    weights: list[float] | None,
+    weights: list[Any] | None,
     candidates: int | None,
     ef: int | None,
     claimed: str | None,

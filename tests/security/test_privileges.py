@@ -147,7 +147,7 @@ def test_no_function_but_the_reviewed_runs_as_its_owner(db: Client) -> None:
         "get_points", "scroll_points", "set_payload", "upsert_points",
         "_count_matching", "_estimated_rows", "_hybrid_search", "_matching_points", "_recommend", "_search_batch", "_search_groups", "_search_report",
         "_nearest", "_vector_search",
-        "_doctor_search_quality", "_evaluate_search", "_measure_tuning", "_vector_recall", "set_search_quality",
+        "_doctor_embeddings", "_doctor_search_quality", "_evaluate_search", "_measure_tuning", "_vector_recall", "set_search_quality",
         "claim_embedding_jobs", "complete_embedding_jobs", "embedding_backlog", "fail_embedding_jobs", "retry_embedding_jobs", "set_embedding_model",
         "compare_collections", "copy_for_model", "set_collection_alias",
         "analyze_vector_distribution", "optimize_index",
