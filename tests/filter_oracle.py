@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import strategies as st
@@ -112,8 +113,16 @@ def _tested(value: Any, condition: Any) -> bool:
         west, east = box["top_left"]["lon"], box["bottom_right"]["lon"]
         inside = lon > west or lon < east if west > east else west < lon < east
         return bool(inside and box["bottom_right"]["lat"] < lat < box["top_left"]["lat"])
+    if polygon := condition.get("geo_polygon"):
+        return _in_ring(lon, lat, polygon["exterior"]) and not any(_in_ring(lon, lat, hole) for hole in polygon.get("interiors") or [])
     circle = condition["geo_radius"]
     return bool(_metres(lon, lat, circle["center"]["lon"], circle["center"]["lat"]) < circle["radius"])
+
+
+def _in_ring(lon: float, lat: float, ring: Any) -> bool:
+    """The angles that its sides are seen under make a whole turn."""
+    seen = [math.atan2(corner["lat"] - lat, corner["lon"] - lon) for corner in ring["points"]]
+    return abs(sum(math.remainder(after - before, 2 * math.pi) for before, after in pairwise(seen))) > math.pi
 
 
 def _metres(lon: float, lat: float, other_lon: float, other_lat: float) -> float:
@@ -167,6 +176,13 @@ _BOUND = st.sampled_from(list(COMPARE))
 _STRINGS = st.lists(st.sampled_from(_WORDS), max_size=4)
 _NUMBERS = st.lists(st.integers(-1, 2), max_size=20)
 
+# No side goes through one of the places.
+_CORNERS: list[list[tuple[float, float]]] = [
+    [(-20, 1), (20, 1), (20, 60), (-20, 60)], [(5, 52), (20, 52.2), (13, 52.7)], [(-179.9, -89.9), (179.9, -89.9), (179.9, 89.9), (-179.9, 89.9)],
+    [(-30, -5), (30, -5), (30, 70), (12, 70), (12, 10), (2, 10), (2, 70), (-30, 70)], [(1, 1), (2, 1), (2, 2)],
+]  # fmt: skip
+_RING = st.sampled_from(_CORNERS).map(lambda corners: {"points": [{"lon": lon, "lat": lat} for lon, lat in [*corners, corners[0]]]})
+
 FIELDS = {
     "match value": _field("match", st.fixed_dictionaries({"value": st.booleans() | st.integers(-2, 3) | st.just(0.5) | st.sampled_from(_WORDS)})),
     "match any": _field("match", st.fixed_dictionaries({"any": _STRINGS | _NUMBERS})),
@@ -190,6 +206,7 @@ FIELDS = {
         ),
     ),
     "geo_radius": _field("geo_radius", st.fixed_dictionaries({"center": _PLACES, "radius": st.sampled_from([1, 12_000, 200_000, 9e6, 2e7])})),
+    "geo_polygon": _field("geo_polygon", st.fixed_dictionaries({"exterior": _RING}, optional={"interiors": st.lists(_RING, max_size=2)})),
     "is_empty": st.fixed_dictionaries({"is_empty": st.fixed_dictionaries({"key": _KEYS})}),
     "is_null": st.fixed_dictionaries({"is_null": st.fixed_dictionaries({"key": _KEYS})}),
     "has_id": st.fixed_dictionaries({"has_id": st.lists(st.sampled_from(["p", "q", 1]), max_size=2)}),

@@ -25,7 +25,7 @@ KEY = "sk-secret"
 
 
 class Endpoint(ThreadingHTTPServer):
-    """Embeds texts as (length, 1, 1); refuses those with "poison"; answers with the errors that it was given first."""
+    """Embeds texts as (length, 1, 1), and "nothing" as zero; refuses those with "poison"; answers with the errors that it was given first."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -46,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
         elif any("poison" in text for text in request["input"]):
             self.answer(400, {"error": "too long"})
         else:
-            vectors = [[len(text), *[1] * (self.server.dimensions - 1)] for text in request["input"]]
+            vectors = [[0] * 3 if text == "nothing" else [len(text), *[1] * (self.server.dimensions - 1)] for text in request["input"]]
             found = [{"index": index, "embedding": vector} for index, vector in enumerate(vectors)]
             self.answer(200, {"data": found[::-1]})
 
@@ -170,6 +170,15 @@ def test_vectors_that_do_not_fit_are_a_failure(docs: Client, endpoint: Endpoint,
         assert re.search("has 2 dimensions, those of collection docs have 3", docs.one("select last_error from llm.embedding_jobs"))
 
 
+def test_a_vector_that_does_not_fit_spoils_no_other(docs: Client, endpoint: Endpoint, worker: Callable[..., Worker]) -> None:
+    upsert(docs, a="x", b="nothing", c="xyz")
+    assert worker().run_once() == 3
+    assert vectors(docs) == {"a": "[1,1,1]", "b": None, "c": "[3,1,1]"}
+    assert len(endpoint.requests) == 1, "the others are not embedded again"
+    with docs.tenant("a"):
+        assert docs.one("select last_error from llm.embedding_jobs").startswith("InvalidParameterValue: the vector of point 'b' is zero")
+
+
 def test_too_few_vectors_are_a_failure(database: Database, docs: Client) -> None:
     upsert(docs, a="x", b="y")
     worker = Worker(database.cluster.dsn(database.name, "app"), "docs", lambda _: [[1, 2, 3]], tenants=["a"])
@@ -210,6 +219,15 @@ def test_a_worker_for_all_tenants(database: Database, docs: Client, worker: Call
         upsert(docs, tenant, x="y" * ord(tenant))
     assert worker(user="admin", tenants=None, all_tenants=True).run_once() == 3
     assert [vectors(docs, tenant) for tenant in "abc"] == [{"x": f"[{ord(tenant)},1,1]"} for tenant in "abc"]
+
+
+def test_a_worker_for_all_tenants_finds_its_collection_by_an_alias(docs: Client, db: Client, database: Database, endpoint: Endpoint) -> None:
+    db.run("select llm.set_collection_alias('texts', 'docs')")
+    upsert(docs, "b", x="x")
+    worker = Worker(database.cluster.dsn(database.name, "admin"), "texts", OpenAIEmbedder("m", url=endpoint.url), all_tenants=True)
+    assert worker.run_once() == 1
+    assert vectors(docs, "b") == {"x": "[1,1,1]"}
+    worker.close()
 
 
 def test_text_that_postgresql_cannot_hold_is_embedded_as_it_was(docs: Client, endpoint: Endpoint, worker: Callable[..., Worker]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from psycopg.errors import DuplicateObject, InsufficientPrivilege, InvalidParameterValue, UndefinedObject
 
@@ -36,8 +38,13 @@ def test_a_collection_has_the_settings_of_the_seed_unless_told(admin: Client) ->
         ("'docs', 3, p_indexing_threshold => 0", "indexing_threshold 0", "at least"),
         ("'docs', 3, p_deleted_threshold => 'NaN'", "have deleted_threshold NaN", "at most 1"),
         ("'docs', 3, p_payload_indexes => '{\"a\": \"number\"}'", "index payload fields", "keyword"),
+        ("'docs', 3, p_payload_indexes => '{\"a\": 1}'", "index payload fields", "keyword"),
+        ("'docs', 3, p_payload_indexes => '{\"a\": {\"b\": \"integer\"}}'", "index payload fields", "keyword"),
+        ("'docs', 3, p_payload_indexes => '{\"\": \"integer\"}'", "index payload fields", "keyword"),
         ("'docs', 3, p_payload_indexes => '[]'", "index payload fields", "keyword"),
         ("'docs', 3, p_on_disk => null", "leave on_disk", "true or false"),
+        ("'docs', 3, p_model => ''", "be of model ''", "1 to 200"),
+        ("'docs', 3, p_model => repeat('m', 201)", "be of model", "1 to 200"),
         ("'docs', 3, p_language => 'klingon'", "be of language 'klingon'", "english"),
     ],
 )
@@ -66,6 +73,23 @@ def test_a_name_is_taken_once(admin: Client) -> None:
         admin.run("select llm.create_collection('docs', 4)")
 
 
+def test_collections_with_names_like_those_of_indexes_are_apart(db: Client, admin: Client, acme: Client) -> None:
+    """Such as of the first segment of docs, of its payload, and of its sequence of numbers."""
+    likely = ("docs_s1", "docs_payload", "docs_p8ce4b16b22", "docs_number_seq")
+    for name in (*likely, "docs"):
+        admin.run("select llm.create_collection(%s, 3, p_indexing_threshold => 2, p_payload_indexes => '{\"k\": \"integer\"}')", name)
+    for name in (*likely, "docs"):
+        acme.run("select llm.upsert_points(%s, '[{\"id\": 1, \"embedding\": [1,2,3]}, {\"id\": 2, \"embedding\": [1,2,4]}]')", name)
+    acme.run("commit")
+    db.run("call llm.maintain(p_lock_writers => true)")
+    assert db.column("select llm.index_statements()") == []
+    assert sorted(db.column("select collection from llm.segments s where to_regclass('llm.' || s.index_name) is not null")) == sorted(
+        (*likely, "docs")
+    )
+    with raises(DuplicateObject, "cannot be called docs_pkey, which is an index or a sequence of another one", hint="another name"):
+        admin.run("select llm.create_collection('docs_pkey', 3)")
+
+
 def test_only_administrators_make_collections(app: Client) -> None:
     for call in ("create_collection('docs', 3)", "alter_collection('docs')", "drop_collection('docs')", "create_default_collections()"):
         with raises(InsufficientPrivilege):
@@ -90,6 +114,16 @@ def test_altering_changes_what_is_given(admin: Client) -> None:
         admin.run("select llm.alter_collection('docs', p_m => 99)")
     with raises(UndefinedObject, "collection 'dogs' does not exist", hint="list_collections"):
         admin.run("select llm.alter_collection('dogs', p_m => 99)")
+
+
+def test_who_alters_at_once_undoes_nothing_of_the_other(database: Database, db: Client, admin: Client) -> None:
+    admin.run("select llm.create_collection('docs', 3)").run("begin").run("select llm.alter_collection('docs', p_m => 20)")
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(database.client("admin").run, "select llm.alter_collection('docs', p_ef_search => 80)")
+        db.wait("select exists (select from pg_locks where not granted)")
+        admin.run("commit")
+        other.result()
+    assert admin.row("select m, ef_search, version from llm.list_collections()") == (20, 80, 3)
 
 
 def test_only_llm_owner_makes_tables_in_the_schema(database: Database) -> None:

@@ -26,6 +26,11 @@ def test_a_default_collection_that_was_dropped_comes_back(admin: Client) -> None
     assert admin.column("select llm.create_default_collections()") == ["code_embeddings"]
 
 
+def test_an_alias_stands_for_a_default_collection(admin: Client) -> None:
+    admin.run("select llm.create_collection('code_2', 3)").run("select llm.set_collection_alias('code_embeddings', 'code_2')")
+    assert "code_embeddings" not in admin.column("select llm.create_default_collections()")
+
+
 def test_info_counts_the_points_of_the_tenant_and_of_the_user(database: Database, db: Client, admin: Client, acme: Client) -> None:
     admin.run("select llm.create_collection('docs', 3, p_indexing_threshold => 3)")
     user, other = (acme.one("select llm.create_user(%s)", f"{name}@x.org") for name in "ab")

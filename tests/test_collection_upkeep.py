@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from psycopg.errors import ActiveSqlTransaction, InsufficientPrivilege, InvalidTransactionTermination, UndefinedObject
+from psycopg.errors import ActiveSqlTransaction, InsufficientPrivilege, InvalidTransactionTermination, QueryCanceled, UndefinedObject
 
 from tests.conftest import new_database
 from tests.support import Client, Database, raises, wait_until
@@ -47,7 +48,7 @@ def run_statements(db: Client) -> list[str]:
 def test_statements_build_and_drop_indexes_while_writers_go_on(docs: Client) -> None:
     assert docs.one("call llm.maintain()") == 1
     ran = run_statements(docs)
-    assert [statement.partition(" points")[0] for statement in ran] == ["create index concurrently if not exists"]
+    assert [statement.partition(" index_")[0] for statement in ran] == ["create index concurrently if not exists"]
     assert segments(docs) == [(1, 121, 120, "ready"), (121, 221, 100, "ready")]
     assert docs.one("call llm.maintain()") == 0
 
@@ -59,7 +60,7 @@ def test_merged_segments_are_dropped_after_the_wider_one_is_there(database: Data
     assert segments(docs) == [(1, 121, 120, "ready"), (1, 261, 260, "building")]
     docs.run(docs.one("select * from llm.index_statements()"))
     drop = docs.column("select * from llm.index_statements()")
-    assert drop == ["drop index concurrently if exists llm.points_docs_s1"]
+    assert drop == ["drop index concurrently if exists llm.index_docs_s1"]
     assert segments(docs) == [(1, 121, 120, "retiring"), (1, 261, 260, "ready")]
     assert len(indexes(docs)) == 2
     docs.run(drop[0])
@@ -177,6 +178,52 @@ def test_maintenance_is_not_for_applications_nor_inside_a_transaction(docs: Clie
         docs.run("call llm.maintain('dogs')")
 
 
+def test_vec_04_no_parallel_worker_builds_an_index_while_pgvector_is_unsafe(docs: Client) -> None:
+    """CVE-2026-3172. PostgreSQL itself says how many it asks for."""
+    is_safe = docs.one("select llm._parallel_builds_are_safe()")
+    said: list[str] = []
+    docs.connection.add_notice_handler(lambda diagnostic: said.append(diagnostic.message_primary or ""))
+    docs.run("set max_parallel_maintenance_workers = 2").run("set min_parallel_table_scan_size = 0").run("set client_min_messages = debug1")
+
+    def workers() -> list[str]:
+        built = [text for text in said if re.match('building index "index_docs_s', text)]
+        said.clear()
+        return ["none" if text.endswith("serially") else "some" for text in built]
+
+    docs.run("call llm.maintain(p_lock_writers => true)")
+    assert workers() == ["some" if is_safe else "none"]
+    docs.run("select llm.alter_collection('docs', p_m => 8)")
+    assert len(run_statements(docs)) == 4
+    assert workers() == ["some" if is_safe else "none"] * 2
+    docs.run("alter table llm.points_docs reset (parallel_workers)").run("select llm.alter_collection('docs', p_m => 9)")
+    docs.run(next(each for each in docs.column("select llm.index_statements()") if each.startswith("create")))
+    assert workers() == ["some"], "which is what would be seen"
+
+
+def test_a_segment_is_searched_once_its_index_is_ready_not_before(database: Database, docs: Client) -> None:
+    """Whoever looks while the index is being built, or after that was interrupted."""
+    (statement,) = docs.column("select llm.index_statements()")
+    holder, builder = database.client("app"), database.client()
+    published = "select count(*) from llm.segments where state = 'ready'"
+    holder.run("begin").run("select llm.set_payload('docs', '{150}', '{\"k\": 1}')")
+    with ThreadPoolExecutor(1) as pool:
+        built = pool.submit(builder.run, statement)
+        docs.wait("select 'being built' in (select llm._index_state(index_name) from llm.segments)")
+        docs.run("call llm.maintain()")
+        assert docs.column("select llm.index_statements()") == []
+        assert docs.one(published) == 1
+        builder.connection.cancel()
+        with pytest.raises(QueryCanceled):
+            built.result()
+    holder.run("commit")
+    docs.run("call llm.maintain()")
+    assert "interrupted" in docs.column(STATES)
+    assert docs.one(published) == 1
+    run_statements(docs)
+    docs.run("call llm.maintain()")
+    assert docs.one(published) == 2
+
+
 def test_two_maintainers_at_once_do_everything_once(database: Database, docs: Client) -> None:
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda client: client.run("call llm.maintain('docs', true)"), database.clients(3)))
@@ -187,7 +234,7 @@ def test_two_maintainers_at_once_do_everything_once(database: Database, docs: Cl
 
 
 def test_payload_indexes_are_made_with_the_collection_and_altered_by_maintenance(docs: Client) -> None:
-    fields = "select array(select relname::text from pg_class where relname ~ '^points_docs_p[^k]' and relkind = 'i' order by 1)"
+    fields = "select array(select relname::text from pg_class where relname ~ '^index_docs_p' and relkind = 'i' order by 1)"
     assert docs.one(fields) == []
     docs.run("""select llm.alter_collection('docs', p_payload_indexes => '{"section": "keyword", "size": "integer"}')""")
     ran = run_statements(docs)
@@ -196,6 +243,6 @@ def test_payload_indexes_are_made_with_the_collection_and_altered_by_maintenance
     assert len(docs.one(fields)) == 2
     docs.run("""select llm.alter_collection('docs', p_payload_indexes => '{"section": "keyword"}')""")
     docs.run("call llm.maintain('docs', true)")
-    assert docs.one(fields) == ["points_docs_payload"]
+    assert docs.one(fields) == ["index_docs_payload"]
     docs.run("""select llm.create_collection('other', 3, p_payload_indexes => '{"it''s; --": "float"}')""")
     assert docs.one("select count(*) from pg_indexes where tablename = 'points_other' and indexdef ~ 'it''''s; --'") == 1

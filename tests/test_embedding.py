@@ -22,6 +22,8 @@ def acme(admin: Client, bound: Client) -> Client:
 def test_the_collection_is_the_seeds(admin: Client) -> None:
     assert admin.one("select llm.create_embeddings()") is True
     assert admin.one("select llm.create_embeddings()") is False
+    admin.run("select llm.set_collection_alias('things', 'embeddings')")
+    assert admin.one("select llm.create_embeddings('things')") is False
     assert admin.row("select name, dimensions, distance, index_kind, lists from llm.list_collections()") == (
         "embeddings", 1536, "cosine", "ivfflat", 100
     )  # fmt: skip
@@ -98,3 +100,6 @@ def test_what_is_no_embedding_is_refused(acme: Client, arguments: tuple[object, 
         acme.run("select llm.store_embedding(%s, %s, %s)", *arguments)
     with raises(UndefinedObject, "does not exist"):
         acme.run("select llm.search_similar('[1,2,3]', p_collection => 'x')")
+    acme.run("select llm.upsert_points('embeddings', p_ids => '{a}', p_embeddings => array['[1,2,3]']::vector[])")
+    with raises(InvalidParameterValue, "collection embeddings has points that are no embeddings: .*\"a\"", hint="llm.store_embedding"):
+        acme.run("select llm.search_similar('[1,2,3]')")

@@ -132,7 +132,6 @@ def test_a_connection_lost_before_commit_has_claimed_nothing(docs: Client, datab
     "change",
     [
         "select llm.upsert_points('docs', p_ids => array['a'], p_contents => array['another text'])",
-        "select llm.upsert_points('docs', p_ids => array['a'], p_contents => array['text a'], p_model => 'n')",
         "select llm.upsert_points('docs', p_ids => array['a'], p_embeddings => array['[7,7,7]']::vector[], p_contents => array['text a'])",
         "select llm.delete_points('docs', array['a'])",
     ],
@@ -144,6 +143,15 @@ def test_a_vector_for_a_text_that_has_changed_is_dropped(docs: Client, database:
     assert complete(docs, ids, token) == (1, 1)
     assert vectors(docs) in ({"a": None, "b": VECTOR}, {"a": "[7,7,7]", "b": VECTOR}, {"b": VECTOR})
     assert docs.one("select count(*) from llm.embedding_jobs") == docs.one("select count(*) from llm.points_docs where embedding is null")
+
+
+def test_a_vector_of_a_model_that_is_no_longer_the_collections_is_dropped(docs: Client, admin: Client) -> None:
+    upsert(docs, a="text a")
+    ids, token, _ = claim(docs)
+    assert admin.one("select llm.set_embedding_model('docs', 'n')") == 1
+    assert complete(docs, ids, token) == (0, 1)
+    assert docs.rows("select id, model, embedding from llm.points_docs") == [("a", "n", None)]
+    assert claim(docs, 1, ", p_model => 'n'")[2] == ["text a"]
 
 
 def test_a_text_that_changes_while_its_vector_is_stored_is_embedded_again(docs: Client, database: Database) -> None:
@@ -300,10 +308,8 @@ def test_jobs_are_a_tenants_and_a_users(docs: Client, database: Database) -> Non
 
 def test_claims_can_be_for_one_model(docs: Client) -> None:
     upsert(docs, a="a")
-    docs.run("select llm.upsert_points('docs', p_ids => array['b'], p_contents => array['b'], p_model => 'n')")
-    assert claim(docs, 9, ", p_model => 'n'")[2] == ["b"]
     assert claim(docs, 9, ", p_model => 'o'")[2] == []
-    assert claim(docs)[2] == ["a"]
+    assert claim(docs, 9, ", p_model => 'm'")[2] == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from uuid import UUID
 
@@ -49,8 +50,6 @@ def test_only_a_text_that_changed_is_a_job(docs: Client) -> None:
     upsert(docs, b="another text")
     docs.run("select llm.set_payload('docs', array['b'], '{\"k\": 2}')")
     assert docs.row("select id, created_at from llm.embedding_jobs") == before, "as it was"
-    docs.run("select llm.upsert_points('docs', p_ids => array['a'], p_contents => array['text a'], p_model => 'n')")
-    assert docs.rows("select point_id, model from llm.embedding_jobs order by id") == [("b", "m"), ("a", "n")]
 
 
 def test_a_job_ends_with_its_point_its_text_or_a_vector_from_elsewhere(docs: Client) -> None:
@@ -149,6 +148,32 @@ def test_dropping_the_extension_keeps_jobs_and_setting_up_makes_more(docs: Clien
         "embed_deleted", "embed_inserted", "embed_updated"
     ]  # fmt: skip
     assert db.column("select point_id from llm.embedding_jobs") == ["a"]
+
+
+def test_the_doctor_tells_of_jobs_that_go_wrong(docs: Client, admin: Client, db: Client) -> None:
+    def wrong() -> dict[str, str]:
+        return dict(admin.rows("select name, detail from llm.doctor() where not ok and name ~ 'embedding'"))
+
+    upsert(docs, a="text a", b="text b", c="text c")
+    docs.run("commit")
+    assert wrong() == {}
+    db.run("update llm.embedding_jobs set due_at = now() - interval '11 minutes'")
+    with docs.tenant("acme"):
+        claimed = docs.rows("select id, token from llm.claim_embedding_jobs('docs', 2)")
+    assert re.fullmatch("due for .*: 1 jobs of collection docs, the first since 20[^,]*", wrong()["embedding jobs are claimed when they are due"])
+    db.run("update llm.embedding_jobs set due_at = now() - interval '11 minutes'")
+    assert wrong()["embedding jobs are claimed when they are due"].endswith(", 2 of them left behind by workers")
+    with docs.tenant("acme"):
+        docs.run("select llm.fail_embedding_jobs(%s, %s, 'too long', false)", [row[0] for row in claimed], claimed[0][1])
+    db.run("update llm.embedding_jobs set due_at = now()")
+    assert wrong() == {"no embedding job was given up": "2 of collection docs, of 1 tenants"}
+    with docs.tenant("acme"):
+        docs.run("select llm.retry_embedding_jobs('docs')")
+    for _ in range(5):
+        db.run("update llm.embedding_jobs set due_at = now() - interval '11 minutes'")
+        with docs.tenant("acme"):
+            docs.run("select llm.fail_embedding_jobs(array[c.id], c.token, '503') from llm.claim_embedding_jobs('docs', 1) c")
+    assert wrong() == {"embedding circuits are closed": "docs: 5 batches failed in a row"}, "which is why the others wait"
 
 
 def test_users_of_a_tenant_see_their_own_jobs(docs: Client) -> None:

@@ -86,6 +86,8 @@ def test_what_cannot_be_fused_is_refused(docs: Client) -> None:
         (", p_rrf_k => -1", "p_rrf_k is -1"),
         (", p_rrf_k => 'NaN'", "p_rrf_k is nan"),
         (", p_weights => '{1,1}'", "p_weights are not three numbers from 0"),
+        (", p_weights => '{1,null,1}'", "p_weights are not three numbers"),
+        (", p_weights => '{{1},{1},{1}}'", "p_weights are not three numbers"),
         (", p_weights => '{1,1,-1}'", "p_weights are not three numbers"),
         (", p_candidates => 0", "p_candidates is 0"),
         (", p_k => 1001", "p_k is 1001"),

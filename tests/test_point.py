@@ -98,16 +98,35 @@ def test_whatever_changes_moves_a_point_to_the_tail(docs: Client, change: dict[s
     assert (content, json.loads(embedding), payload) == (new["content"], new["embedding"], new["payload"])
 
 
-def test_new_content_or_another_model_makes_the_vector_pending(docs: Client) -> None:
+def test_new_content_makes_the_vector_pending(docs: Client) -> None:
     point = {"id": "a", "embedding": [1, 2, 3], "content": "x"}
     upsert(docs, point)
     upsert(docs, {"id": "a", "content": "x", "payload": {"k": 1}})
     assert stored(docs) == ("x", "[1,2,3]", "small", {"k": 1}, None)
     upsert(docs, {"id": "a", "content": "y"})
     assert stored(docs) == ("y", None, "small", {}, None)
-    upsert(docs, point)
-    docs.run("select llm.upsert_points('docs', %s, p_model => 'large')", '{"id": "a", "content": "x"}')
-    assert stored(docs) == ("x", None, "large", {}, None)
+
+
+def test_a_collection_has_the_vectors_of_one_model(docs: Client, admin: Client) -> None:
+    """Those of two cannot be compared. A collection without a model takes what it is told."""
+    write = "select unchanged from llm.upsert_points(%s, p_ids => '{a}', p_contents => '{x}', p_embeddings => %s::text[]::vector[], p_model => %s)"
+    refused = "points of model 'large' cannot be written to collection docs, whose model is 'small'"
+    with raises(InvalidParameterValue, refused, hint="copy_for_model"), docs.transaction():
+        docs.run(write, "docs", ["[1,2,3]"], "large")
+    assert docs.one(write, "docs", ["[1,2,3]"], "small") == 0
+    assert docs.one(write, "docs", None, None) == 1
+    docs.run("commit")
+    with raises(ObjectNotInPrerequisiteState, "collection docs has vectors of model 'small'", hint="copy_for_model"):
+        admin.run("select llm.alter_collection('docs', p_model => 'large')")
+    admin.run("select llm.create_collection('any', 3)")
+    in_tenant(docs, "acme")
+    assert docs.one(write, "any", ["[1,2,3]"], "small") == 0
+    assert docs.one(write, "any", None, "large") == 0
+    assert docs.row("select model, embedding from llm.points_any") == ("large", None), "another model's vector is pending"
+    docs.run(write, "any", ["[1,2,3]"], "large").run("commit")
+    with raises(ObjectNotInPrerequisiteState, "collection any has vectors of model 'large'"):
+        admin.run("select llm.alter_collection('any', p_model => 'small')")
+    assert admin.one("select model from llm.alter_collection('any', p_model => 'large')") == "large"
 
 
 def test_of_points_with_the_same_id_the_last_counts(docs: Client) -> None:
@@ -131,6 +150,11 @@ def test_a_batch_is_written_as_a_whole_or_not_at_all(docs: Client) -> None:
         ({"id": "a", "content": "x", "payload": [1]}, "the payload of point 'a' is of type array", "JSON object"),
         ({"id": "a", "embedding": [1, 2]}, "the vector of point 'a' has 2 dimensions, those of collection docs have 3", "model"),
         ({"id": "a", "embedding": [0, 0, 0]}, "the vector of point 'a' is zero", "without|no direction"),
+        ({"id": "a", "embedding": [1e-16, 0, 0]}, "the vector of point 'a' is [0-9.]+e-1[67] long", "from 1e-15 to"),
+        ({"id": "a", "embedding": [0, 1e16, 0]}, "the vector of point 'a' is [0-9.]+e[+]1[56] long", "Normalize"),
+        ({"id": "a", "embedding": "abc"}, "a point cannot be read: .*abc", "array of numbers"),
+        ({"id": "a", "embedding": [1, None, 2]}, "a point cannot be read: .*null", "array of numbers"),
+        ({"id": "a", "content": "x", "user_id": "me"}, "a point cannot be read: .*uuid.*me", "UUID"),
     ],
 )
 def test_vec_03_points_that_a_collection_cannot_hold_are_refused(docs: Client, point: dict[str, Any], match: str, hint: str) -> None:
@@ -144,7 +168,7 @@ def test_vec_03_what_is_no_number_is_refused(docs: Client, value: str) -> None:
         ("select llm.upsert_points('docs', %s)", json.dumps({"id": "a", "embedding": f"[1,2,{value}]"})),
         ("select llm.upsert_points('docs', p_ids => '{a}', p_embeddings => %s)", [f"[1,2,{value}]"]),
     ):
-        with pytest.raises((DataException, InvalidTextRepresentation, NumericValueOutOfRange)), docs.transaction():
+        with pytest.raises((DataException, InvalidParameterValue, InvalidTextRepresentation, NumericValueOutOfRange)), docs.transaction():
             docs.run(statement, argument)
     with raises(ProgramLimitExceeded, "vector cannot have more than 16000 dimensions"):
         upsert(docs, {"id": "a", "embedding": [1] * 16_001})
@@ -152,7 +176,14 @@ def test_vec_03_what_is_no_number_is_refused(docs: Client, value: str) -> None:
 
 def test_vec_03_a_zero_vector_has_a_distance_but_by_cosine(admin: Client, acme: Client) -> None:
     admin.run("select llm.create_collection('docs', 3, 'l2')")
-    assert upsert(acme, {"id": "a", "embedding": [0, 0, 0]}) == (1, 0, 0)
+    assert upsert(acme, {"id": "a", "embedding": [0, 0, 0]}, {"id": "b", "embedding": [1e-30, 0, 1e30]}) == (2, 0, 0)
+
+
+def test_vec_03_what_is_zero_as_halfvec_is_refused(admin: Client, acme: Client) -> None:
+    admin.run("select llm.create_collection('docs', 3, p_element => 'halfvec')")
+    assert upsert(acme, {"id": "a", "embedding": [1e-3, 1e-4, 0]}) == (1, 0, 0)
+    with raises(InvalidParameterValue, "the vector of point 'b' is [0-9.]+e-(09|10) long", hint="halfvec is from 0.001 to"):
+        upsert(acme, {"id": "b", "embedding": [1e-9, 0, 0]})
 
 
 @pytest.mark.parametrize("points", ["1", "null", "[1]", "[null]", '["a"]', '[{"id": "a", "content": "x"}, []]'])

@@ -44,6 +44,9 @@ def test_scrolling_gives_every_point_once(docs: Client) -> None:
         seen += page
     assert seen == list("abcde")
     assert docs.column("select embedding::text from llm.scroll_points('docs', 'd', p_with_vectors => true)") == ["[1,2,3]"]
+    for arguments in ("null, -1", "null, -1, p_filter => '{}'"):
+        with raises(InvalidParameterValue, "a page cannot have -1 points", hint="0 or more"), docs.transaction():
+            docs.run(f"select llm.scroll_points('docs', {arguments})")
 
 
 def test_deleting_is_for_good(docs: Client) -> None:

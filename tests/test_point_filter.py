@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date, timedelta
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ CAR = {
     "name": "Red car", "price": 12.5, "doors": [2, 4], "sold": True, "made": "2020-06-01T12:00:00+02:00", "note": None, "tags": [],
     "place": {"lon": 13.4, "lat": 52.5}, "parts": [{"of": "a", "n": 1}, {"of": "b", "n": 2}], "a.b": {"c d": 1},
 }  # fmt: skip
+
+AROUND = {"points": [{"lon": lon, "lat": lat} for lon, lat in ((13, 52), (14, 52), (14, 53), (13, 53), (13, 52))]}
 
 
 def holds(client: Client, condition: Any, payload: Any = CAR) -> bool:
@@ -61,6 +64,9 @@ DOCUMENTED: list[tuple[Any, bool]] = [
     ({"key": "price", "range": {"gt": 12.5, "lt": None}}, False),
     ({"key": "place", "geo_radius": {"center": {"lon": 13.4, "lat": 52.51}, "radius": 1113}}, True),
     ({"key": "place", "geo_radius": {"center": {"lon": 13.4, "lat": 52.51}, "radius": 1111}}, False),
+    ({"key": "place", "geo_polygon": {"exterior": AROUND}}, True),
+    ({"key": "place", "geo_polygon": {"exterior": AROUND, "interiors": [AROUND]}}, False),
+    ({"has_vector": ""}, False),
     ({"key": "parts", "values_count": {"gte": 2, "lte": 2}}, True),
     ({"key": "absent", "values_count": {"gte": 0}}, False),
     ({"is_empty": {"key": "tags"}}, True),
@@ -129,6 +135,12 @@ WRONG = [
     ({"must": [{"key": "a", "geo_radius": {}}]}, "geo_radius: a circle is an object with center and radius"),
     ({"must": [{"key": "a", "geo_radius": {"center": {"lon": 181, "lat": 0}, "radius": 1}}]}, "geo_radius.center: a place is an object with lon"),
     ({"must": [{"key": "a", "geo_radius": {"center": {"lon": 1, "lat": 0}, "radius": -1}}]}, "geo_radius.radius: a radius is a number of metres"),
+    ({"must": [{"key": "a", "geo_polygon": {}}]}, "geo_polygon: a polygon is an object with exterior"),
+    ({"must": [{"key": "a", "geo_polygon": {"exterior": AROUND, "interiors": AROUND}}]}, "geo_polygon.interiors: holes are an array"),
+    ({"must": [{"key": "a", "geo_polygon": {"exterior": {"points": AROUND["points"][1:]}}}]}, "exterior: a ring is an object with at least four"),
+    ({"must": [{"key": "a", "geo_polygon": {"exterior": {"points": [{"lon": 1, "lat": 91}] * 4}}}]}, r"points\[0\]: a place is an object"),
+    ({"must": [{"has_vector": "image"}]}, "has_vector: a point has one vector, which has no name"),
+    ({"must": [{"nested": {"key": "a", "filter": {"must": {"has_vector": ""}}}}]}, "must.has_vector: elements of a payload have no vector"),
     ({"must": [{"is_null": "a"}]}, r"is_null: this is an object with a key"),
     ({"must": [{"has_id": "a"}]}, r"has_id: ids are an array of strings"),
     ({"must": [{"nested": {"key": "a"}}]}, r"nested: nested is an object with key and filter"),
@@ -164,6 +176,22 @@ def test_many_values_and_large_numbers_are_no_matter(app: Client) -> None:
         """select llm.matches_filter('{"n": 0.1234567890123456789}', '{"must": {"key": "n", "match": {"value": 0.123456789012345678}}}')"""
     )
     assert app.one("""select llm.matches_filter('{"n": 1}', '{"must": {"key": "n", "range": {"lt": 1e400}}}')""")
+
+
+def test_no_payload_stands_in_the_way_of_a_filter(app: Client) -> None:
+    """Numbers that no double has, a text with more words than a tsvector takes, a place that is none."""
+    circle = {"key": "p", "geo_radius": {"center": {"lon": 0, "lat": 0}, "radius": 10**400}}
+    for test in (
+        circle,
+        {"key": "p", "geo_polygon": {"exterior": {"points": [{"lon": x, "lat": y} for x, y in ((-1, -1), (1, -1), (0, 1), (-1, -1))]}}},
+    ):
+        answer = "select llm.matches_filter(%s, %s)"
+        for lon, expected in (("1e400", False), ("1e-400", True), ("181", False), ('"0"', False), ("null", False), ("0", True)):
+            payload = f'{{"p": {{"lon": {lon}, "lat": -0.5}}}}'
+            assert app.one(answer, payload, json.dumps({"must": test})) is expected, (test, lon)
+    words = " ".join(f"word{number}" for number in range(200_000))
+    assert holds(app, {"key": "t", "match": {"text": "word7"}}, {"t": words})
+    assert not holds(app, {"key": "t", "match": {"text": "word199999"}}, {"t": words})
 
 
 def test_no_text_in_a_filter_is_more_than_text(app: Client) -> None:
@@ -241,16 +269,56 @@ def test_fields_with_an_index_are_compared_alike(docs: Client, db: Client) -> No
             assert set(found) == {f"p{number}" for number, each in enumerate(payloads) if matches(each, document)}, document
 
 
-def test_an_index_of_a_field_is_used(docs: Client, db: Client) -> None:
+def test_times_with_an_index_are_compared_alike(docs: Client, admin: Client) -> None:
+    """However they are written: of other zones, at midnight and at the ends of the calendar."""
+    times = [f"{day}{rest}" for day in ("2020-02-29", "2020-03-01", "2020-03-02", "0001-01-01", "9999-12-31")
+             for rest in ("", "T00:00:00Z", " 23:59:59+14:00", "T00:00:00-12:00", "T24:00:00Z", "x")]  # fmt: skip
+    values: list[Any] = [*times, *([each] for each in times[:4]), ["x", 5], 5, True, None, "", {}, []]
+    payloads = [dict.fromkeys(("when", "at"), value) for value in values]
+    admin.run("select llm.alter_collection('docs', p_payload_indexes => '{\"when\": \"datetime\"}')")
+    docs.run("select llm.delete_points('docs', p_filter => '{}')")
     docs.run("select llm.upsert_points('docs', p_ids => %s, p_contents => %s, p_payloads => %s::text[]::jsonb[])",
-             [f"m{number}" for number in range(3000)], ["x"] * 3000, [json.dumps({"n": number}) for number in range(3000)])  # fmt: skip
-    (index,) = db.column("select indexname from pg_indexes where tablename = 'points_docs' and indexdef ~ '->'")
+             [f"p{number}" for number in range(len(payloads))], ["x"] * len(payloads), [json.dumps(each) for each in payloads])  # fmt: skip
+    counts = set()
+    for bounds in (
+        {"gt": "2020-02-29"}, {"gte": "2020-03-01T00:00:00Z", "lt": "2020-03-02"},
+        {"lte": "2020-02-29T10:00:00+14:00"}, {"lt": "0001-01-01T12:00:00Z"},
+        {"gte": "9999-12-31T12:00:00-12:00"}, {"gt": "2020-02-28T10:00:00-14:00", "lte": "2020-03-02T23:59:00+14:00"},
+    ):  # fmt: skip
+        ids = "select id from llm.scroll_points('docs', p_filter => %s)"
+        with_index, without = (docs.column(ids, json.dumps({"must": {"key": key, "range": bounds}})) for key in ("when", "at"))
+        assert with_index == without, bounds
+        counts.add(len(without))
+    assert min(counts) > 0 and len(counts) > 3
+
+
+def test_points_whose_vector_is_pending_are_found(docs: Client) -> None:
+    docs.run("select llm.upsert_points('docs', p_ids => '{v}', p_embeddings => array['[1,2]']::vector[])")
+    assert docs.column("select id from llm.scroll_points('docs', p_filter => '{\"must\": {\"has_vector\": \"\"}}')") == ["v"]
+    assert docs.one("select llm.count_points('docs', '{\"must_not\": {\"has_vector\": \"\"}}')") == 10
+    assert docs.one("select llm.delete_points('docs', p_filter => '{\"must\": {\"has_vector\": \"\"}}')") == 1
+    assert docs.one("select llm.matches_filter('{}', '{\"must\": {\"has_vector\": \"\"}}', p_has_vector => true)") is True
+
+
+def test_an_index_of_a_field_is_used(docs: Client, db: Client, admin: Client) -> None:
+    docs.run("select llm.upsert_points('docs', p_ids => %s, p_contents => %s, p_payloads => %s::text[]::jsonb[])",
+             [f"m{number}" for number in range(3000)], ["x"] * 3000,
+             [json.dumps({"n": number, "when": str(date(2020, 1, 1) + timedelta(days=number))}) for number in range(3000)])  # fmt: skip
+    admin.run("select llm.alter_collection('docs', p_payload_indexes => '{\"n\": \"integer\", \"when\": \"datetime\"}')")
+    db.run("call llm.maintain(p_lock_writers => true)")
+    indexes = dict(db.rows("select substring(indexdef from '-> ''(\\w+)'''), indexname from pg_indexes where tablename = 'points_docs'"))
     db.run("vacuum analyze llm.points_docs")
-    for test in ({"range": {"gte": 100, "lt": 103}}, {"match": {"any": [5, 6]}}):
-        before = db.one("select idx_scan from pg_stat_user_indexes where indexrelname = %s", index)
-        assert docs.one("select llm.count_points('docs', %s)", json.dumps({"must": {"key": "n", **test}})) >= 2
+    for key, test in (
+        ("n", {"range": {"gte": 100, "lt": 103}}), ("n", {"match": {"any": [5, 6]}}),
+        ("when", {"range": {"gte": "2020-01-03T12:00:00Z", "lt": "2020-01-06"}}),
+    ):  # fmt: skip
+        used = "select idx_scan, idx_tup_read from pg_stat_user_indexes where indexrelname = %s"
+        scans, read = db.row(used, indexes[key])
+        assert docs.one("select llm.count_points('docs', %s)", json.dumps({"must": {"key": key, **test}})) in (2, 3, 4)
         docs.run("select pg_stat_force_next_flush()")
-        assert db.one("select idx_scan from pg_stat_user_indexes where indexrelname = %s", index) > before
+        scans_now, read_now = db.row(used, indexes[key])
+        assert scans_now > scans
+        assert read_now - read < 30, "of 3,010 points"
 
 
 def test_a_point_that_no_longer_matches_is_not_deleted(docs: Client, database: Database) -> None:

@@ -188,8 +188,14 @@ def test_vec_03_a_vector_that_fits_not_is_refused(bound: Client, admin: Client, 
     for vector, problem in (("[1,2]", "the query has 2 dimensions, those of collection docs have 16"), (None, "the query has no vector")):
         with raises(InvalidParameterValue, match=problem, hint="model"):
             bound.run("select * from llm.vector_search('docs', %s)", vector)
+    points.add(bound, "acme", 10)
     with raises(InvalidParameterValue, match="the query's vector is zero", hint="direction"):
         bound.run("select * from llm.vector_search('docs', %s)", fit.replace("1", "-0"))
+    for small, length in (("1e-17", "4e-17"), ("-1e+16", "4e[+]16")):
+        for exact in (False, True):
+            with raises(InvalidParameterValue, match=f"the query's vector is {length} long", hint="from 1e-15 to 1e[+]15"):
+                bound.run("select * from llm.vector_search('docs', %s, p_exact => %s)", fit.replace("1", small), exact)
+    assert search(bound, np.full(DIMENSIONS, 1e-6), 3) == search(bound, np.full(DIMENSIONS, 1e6), 3) == search(bound, np.ones(DIMENSIONS), 3)
     for wrong in ("NaN", "Infinity", "-Infinity"):
         with raises(DataException, match="not allowed in vector"):
             bound.run("select * from llm.vector_search('docs', %s)", fit.replace("1", wrong, 1))
@@ -248,6 +254,9 @@ def test_what_is_like_some_and_unlike_others_is_recommended(bound: Client, point
     assert bound.column("""select id from llm.recommend('docs', array['p1'], '{}', 5, '{"must": {"has_id": ["p9"]}}')""") == ["p9"]
     with raises(InvalidParameterValue, match="there is no positive example", hint="p_positive"):
         bound.run("select * from llm.recommend('docs', '{}')")
+    for wrong in ("array[null]", "array['p1', null]", "array['p1'], array[null]", "array[array['p1']]"):
+        with raises(InvalidParameterValue, match="an example is null, or several", hint="arrays of ids"):
+            bound.run(f"select * from llm.recommend('docs', {wrong})")
     with raises(NoDataFound, match="point 'absent' does not exist"):
         bound.run("select * from llm.recommend('docs', array['p1', 'absent'])")
 
@@ -266,7 +275,7 @@ def test_groups_are_full_when_their_points_are_there(bound: Client, points: Poin
     tags = bound.rows("select group_value, count(*) from llm.search_groups('docs', %s, 'tags') group by 1 order by 1", text(query))
     assert tags == [("x", 3), (0, 3), (1, 3)]
     for groups_and_size in ("0, 1", "1, 101"):
-        with raises(InvalidParameterValue, match="groups of .* points", hint="1 to 100"):
+        with raises(InvalidParameterValue, match="there cannot be .* groups of .* points", hint="1 to 100"):
             bound.run(f"select * from llm.search_groups('docs', %s, 'doc', {groups_and_size})", text(query))
 
 

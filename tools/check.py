@@ -40,6 +40,7 @@ SHARED_MODULES = {
     "merkle": "of seal",
     "prove": "of seal",
     "seal_status": "of seal",
+    "payload_key": "of point_filter",
     "query_log": "of search_quality",
     "search_plan": "of vector_search",
     "secret": "of key_store and crypto",

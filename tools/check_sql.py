@@ -109,6 +109,7 @@ EXECUTES = {
     "llm._drop_retired": "a segment's name in %I",
     "llm._build_serially": "a regclass, which prints itself quoted",
     "llm._settle_payload_indexes": "indexes of llm._payload_indexes(), and names in %I",
+    "llm._refuse_other_model": "a collection's name in %I",
     "llm._fill_words": "a collection's name in %I, and its language in %L",
     "llm._watch_embeddings": "a regclass, which prints itself quoted, constant triggers, and a collection's name in %L",
     "llm.set_embedding_model": "a collection's name in %I and %L, and constant triggers; values are parameters",

@@ -70,7 +70,7 @@ def search(
     document: str | None,
     fusion: str | None,
     rrf_k: float | None,
-    weights: list[float] | None,
+    weights: list[Any] | None,
     candidates: int | None,
     ef: int | None,
     claimed: str | None,
@@ -86,7 +86,7 @@ def search(
             f"p_rrf_k is {'null' if rrf_k is None else rrf_k}", hint="It is 0 or more: the higher, the less the first ranks count."
         )
     weights = [1.0] * len(LEGS) if weights is None else weights
-    if len(weights) != len(LEGS) or None in weights or not all(0 <= weight < float("inf") for weight in weights):
+    if len(weights) != len(LEGS) or not all(isinstance(weight, float) and 0 <= weight < float("inf") for weight in weights):
         raise spi.InvalidParameter(
             "p_weights are not three numbers from 0", hint="They weigh the vector, the words, and their spelling, in this order."
         )

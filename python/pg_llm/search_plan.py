@@ -87,7 +87,9 @@ class Collection:
         self.full_scan_threshold: int = row["full_scan_threshold"]
         fields: dict[str, str] = json.loads(row["payload_indexes"])
         #: Fields with an index by value; a name that SQL would have to escape is not worth it.
-        self.ordered = frozenset(name for name, kind in fields.items() if kind in ("integer", "float") and re.fullmatch(r"[\w .-]+", name))
+        self.ordered = frozenset(
+            name for name, kind in fields.items() if kind in ("integer", "float", "datetime") and re.fullmatch(r"[\w .-]+", name)
+        )
         self.language: str = row["language"]
         self.text_indexed: bool = row["text_indexed"]
         self.logged_share: float = row["logged_share"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from math import hypot
 from typing import Any, NamedTuple
 
 from . import query_log, search_plan, spi, tenant
-from .point_filter import values_path
+from .payload_key import values_path
 from .search_plan import Collection, Matching
 
 #: As many as somebody reads, and more than any index finds.
@@ -28,6 +30,9 @@ MOST_SCANNED = 1_000_000_000
 
 #: What the ways are called that compare all points that match.
 COMPARING = ("exact", "filtered_exact")
+
+#: A value from 0.001 on, without an exponent: with it, a vector is long enough to have a direction.
+_ORDINARY = re.compile(r"[\[,]-?(?!0[,\]]|0\.000)[\d.]+[,\]]")
 
 _SET = spi.plan("select set_config($1, $2, true)", "text", "text")
 
@@ -211,7 +216,7 @@ def _checked_count(k: int | None) -> int:
 
 
 def _checked_vector(c: Collection, vector: str | None) -> str:
-    if vector is None:
+    if not isinstance(vector, str):
         raise spi.InvalidParameter("the query has no vector", hint="Embed what is looked for by the collection's model.")
     dimensions = vector.count(",") + 1
     if dimensions != c.dimensions:
@@ -219,8 +224,14 @@ def _checked_vector(c: Collection, vector: str | None) -> str:
             f"the query has {dimensions} dimensions, those of collection {c.name} have {c.dimensions}",
             hint="Embed with the model that the collection was made for.",
         )
-    if c.distance == "cosine" and not vector.strip("[]-0,"):
-        raise spi.InvalidParameter("the query's vector is zero", hint="By cosine distance a vector without a direction is near to nothing.")
+    if c.distance == "cosine" and ("e+" in vector or not _ORDINARY.search(vector)):
+        length, least = hypot(*json.loads(vector)), 1e-3 if c.element == "halfvec" else 1e-15
+        if not length:
+            raise spi.InvalidParameter("the query's vector is zero", hint="By cosine distance a vector without a direction is near to nothing.")
+        if not least <= length <= 1e15:
+            raise spi.InvalidParameter(
+                f"the query's vector is {length:g} long", hint=f"By cosine distance it is from {least:g} to 1e+15 long. Normalize it."
+            )
     return vector
 
 
@@ -293,6 +304,8 @@ def recommend(
     likes, dislikes = positive or [], negative or []
     if not likes:
         raise spi.InvalidParameter("there is no positive example", hint="Give ids of points in p_positive: the others are looked for around them.")
+    if not all(isinstance(each, str) for each in (*likes, *dislikes)):
+        raise spi.InvalidParameter("an example is null, or several", hint="p_positive and p_negative are arrays of ids, of one dimension.")
     examples = Search(name, None, claimed, user)
     c = examples.collection
     mean = f"(select {c.schema}.avg(p.embedding::{c.schema}.vector) from {c.table} p where {examples.scope.condition} and p.id = any (${{}}))"
@@ -322,7 +335,10 @@ def search_groups(
 ) -> list[tuple[str, int, *Hit]]:
     """Return the nearest points of the groups with the nearest points: the group's value, the rank in it, the point."""
     if groups is None or size is None or not (1 <= groups <= MOST_GROUPS and 1 <= size <= MOST_GROUPS):
-        raise spi.InvalidParameter(f"{groups} groups of {size} points", hint=f"Ask for 1 to {MOST_GROUPS} groups of 1 to {MOST_GROUPS} points.")
+        numbers = ["null" if number is None else number for number in (groups, size)]
+        raise spi.InvalidParameter(
+            "there cannot be {} groups of {} points".format(*numbers), hint=f"Ask for 1 to {MOST_GROUPS} groups of 1 to {MOST_GROUPS} points."
+        )
     ranked: list[tuple[str, int, *Hit]] = []
     nearest = _nearest_groups(Search(name, document, claimed, user), vector, key, groups, size)
     for value, found in nearest.items():

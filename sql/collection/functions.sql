@@ -146,14 +146,21 @@ begin
         v_wrong := format('have deleted_threshold %s', coalesce(c.deleted_threshold::text, 'null'));
         v_hint := 'It is a share of a segment''s points: more than 0, at most 1.';
     elsif jsonb_typeof(c.payload_indexes) is distinct from 'object'
-        or c.payload_indexes @? 'strict $.* ? (!(@ like_regex "^(keyword|integer|float|bool|datetime|uuid|text|geo)$"))'
-        or exists (select from jsonb_object_keys(c.payload_indexes) k where octet_length(k) > 200 or k = '')
+        or exists (
+            select
+            from jsonb_each(c.payload_indexes) f
+            where octet_length(f.key) not between 1 and 200
+                or f.value not in ('"keyword"', '"integer"', '"float"', '"bool"', '"datetime"', '"uuid"', '"text"', '"geo"')
+        )
     then
         v_wrong := format('index payload fields %s', left(coalesce(c.payload_indexes::text, 'null'), 100));
         v_hint := 'Give an object: fields with their types, which are keyword, integer, float, bool, datetime, uuid, text and geo.';
     elsif c.on_disk is null or c.text_indexed is null then
         v_wrong := 'leave on_disk or text_indexed null';
         v_hint := 'They are true or false.';
+    elsif length(c.model) not between 1 and 200 then
+        v_wrong := format('be of model %L', left(c.model, 100));
+        v_hint := 'The name of a model has 1 to 200 characters; null is for any.';
     elsif c.language is null
         or not exists (select from pg_ts_config t where t.cfgname = c.language and t.cfgnamespace = 'pg_catalog'::regnamespace)
     then
@@ -189,52 +196,6 @@ $$;
 
 comment on function llm._vector_type(llm.collection) is
 'The type of a collection''s vectors, as SQL.';
-
-
-create function llm._parallel_builds_are_safe()
-    returns boolean
-    language plpgsql
-    stable
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    return (select string_to_array(e.extversion, '.')::integer[] >= '{0,8,2}' from pg_extension e where e.extname = 'vector');
-end
-$$;
-
-comment on function llm._parallel_builds_are_safe() is
-'Whether pgvector is 0.8.2 or newer: before, building an HNSW index with parallel workers overflows a buffer (CVE-2026-3172).';
-
-
-create function llm._payload_indexes(
-    p_collection text,
-    p_fields     jsonb
-)
-    returns table (name text, definition text)
-    language plpgsql
-    immutable
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_table text := 'points_' || p_collection;
-begin
-    return query
-        select i.name, format('if not exists %I on llm.%I %s', i.name, v_table, i.rest)
-        from (
-            select v_table || '_payload' as name, 'using gin (payload jsonb_path_ops)' as rest
-            where p_fields <> '{}'
-            union all
-            select v_table || '_p' || substr(md5(f.key), 1, 10), format('(tenant_id, (payload -> %L))', f.key)
-            from jsonb_each_text(p_fields) f
-            where f.value in ('integer', 'float', 'datetime')
-        ) i
-        order by i.name;
-end
-$$;
-
-comment on function llm._payload_indexes(text, jsonb) is
-'The indexes over the payload that a collection should have, and what follows CREATE INDEX: one for what is equal, one each for fields that have an
-order.';
 
 
 create function llm._protect_points(
@@ -286,6 +247,7 @@ create function llm.create_collection(
     volatile
     security definer
     set search_path = pg_catalog, pg_temp
+    set client_min_messages = warning
 as $$
 declare
     v_is_ready   boolean := llm._require_storage();
@@ -298,6 +260,11 @@ declare
     )::llm.collection;
 begin
     perform llm._check_collection(v_collection);
+    if to_regclass(v_table) is not null and not exists (select from llm.collections c where c.name = p_name) then
+        raise exception 'a collection cannot be called %, which is an index or a sequence of another one', p_name
+            using errcode = 'duplicate_object',
+                  hint = 'Choose another name.';
+    end if;
     begin
         insert into llm.collections select (v_collection).*;
     exception
@@ -359,8 +326,36 @@ p_index_kind: hnsw, ivfflat or none; p_m, p_ef_construction: of hnsw; p_lists: o
 looks at; p_full_scan_threshold: up to so many points that match, a search compares them all; p_indexing_threshold: from so many points on there is an
 index; p_max_segment_size: points that one index holds at most; p_deleted_threshold: share of them that may go before it is built again;
 p_payload_indexes: fields to filter by, with their types (keyword, integer, float, bool, datetime, uuid, text, geo); p_on_disk: recorded, since
-PostgreSQL keeps in memory what is used; p_model: whose vectors these are; p_language: text search configuration; p_text_indexed: whether words are
+PostgreSQL keeps in memory what is used; p_model: whose vectors these are, no others, null for whatever
+they are said to be; p_language: text search configuration; p_text_indexed: whether words are
 searched. Errors: invalid_parameter_value; duplicate_object.';
+
+
+create function llm._refuse_other_model(
+    p_collection text,
+    p_model      text
+)
+    returns void
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_other text;
+begin
+    execute format('select p.model from llm.%I p where p.embedding is not null and p.model <> $1 limit 1', 'points_' || p_collection)
+    into v_other
+    using p_model;
+    if v_other is not null then
+        raise exception 'collection % has vectors of model %', p_collection, quote_literal(v_other)
+            using errcode = 'object_not_in_prerequisite_state',
+                  hint = 'Vectors of two models cannot be compared. Make a collection for the other one: llm.copy_for_model().';
+    end if;
+end
+$$;
+
+comment on function llm._refuse_other_model(text, text) is
+'Sees to it that no vector of a collection is said to be of another model. Errors: object_not_in_prerequisite_state.';
 
 
 -- security definer: as llm.create_collection().
@@ -389,6 +384,9 @@ declare
     v_old llm.collection := llm._find_collection(p_name);
     v_new record;
 begin
+    -- Who alters it at the same time is waited for, and not undone.
+    perform from llm.collections c where c.name = v_old.name for no key update;
+    v_old := llm._find_collection(v_old.name);
     select
         coalesce(p_index_kind, o.index_kind) as index_kind, coalesce(p_m, o.m) as m,
         coalesce(p_ef_construction, o.ef_construction) as ef_construction, coalesce(p_lists, o.lists) as lists,
@@ -407,6 +405,9 @@ begin
         v_new.model, o.language, o.text_indexed, o.version, o.created_at, o.updated_at
     )::llm.collection)
     from (select (v_old).*) o;
+    if p_model is distinct from v_old.model and p_model is not null then
+        perform llm._refuse_other_model(v_old.name, p_model);
+    end if;
     update llm.collections c
     set index_kind = v_new.index_kind,
         m = v_new.m,
@@ -436,7 +437,8 @@ comment on function llm.alter_collection(
 ) is
 'Changes a collection and returns it. Arguments: as of llm.create_collection(); what is null stays as it is. What concerns indexes is done by
 llm.maintain(): until then searches use those that are there. What its points are (dimensions, distance, element, language) stays: make another
-collection for others. Errors: undefined_object when there is no such collection; invalid_parameter_value.';
+collection for others. Errors: undefined_object when there is no such collection; invalid_parameter_value; object_not_in_prerequisite_state when it
+has vectors of another model than p_model.';
 
 
 -- security definer: as llm.create_collection().
@@ -475,13 +477,8 @@ select llm._grant_execute(
 );
 
 select llm._grant_execute(
-    array['llm_owner', 'llm_admin', 'llm_auditor'],
-    '_parallel_builds_are_safe'
-);
-
-select llm._grant_execute(
     array['llm_owner'],
-    '_check_collection', '_vector_type', '_payload_indexes', '_protect_points'
+    '_check_collection', '_vector_type', '_protect_points', '_refuse_other_model'
 );
 
 select llm._grant_execute(

@@ -87,6 +87,7 @@ begin
                  '{"incident_id": "keyword", "severity": "keyword", "services": "keyword", "resolution": "text"}')
         ) d (number, name, on_disk, fields)
         where not exists (select from llm.collections c where c.name = d.name)
+            and not exists (select from llm.collection_aliases a where a.alias = d.name)
         order by d.number
     loop
         perform llm.create_collection(
@@ -100,7 +101,7 @@ $$;
 
 comment on function llm.create_default_collections() is
 'Makes the collections that a copilot starts with: code_embeddings, documentation_embeddings, conversation_embeddings and incident_knowledge, of 1,536
-dimensions by cosine distance, each with the fields of its payload. Returns the names of those that were not there.';
+dimensions by cosine distance, each with the fields of its payload. Returns the names of those that were not there, nor an alias of that name.';
 
 
 select llm._grant_execute(

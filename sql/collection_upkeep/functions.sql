@@ -1,6 +1,52 @@
 -- Indexes are made over closed ranges of numbers, never in the transaction of who writes points. CREATE INDEX CONCURRENTLY, which lets writers go on,
 -- runs in no procedure: llm.index_statements() says what to run, llm.maintain() does the rest.
 
+create function llm._parallel_builds_are_safe()
+    returns boolean
+    language plpgsql
+    stable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (select string_to_array(e.extversion, '.')::integer[] >= '{0,8,2}' from pg_extension e where e.extname = 'vector');
+end
+$$;
+
+comment on function llm._parallel_builds_are_safe() is
+'Whether pgvector is 0.8.2 or newer: before, building an HNSW index with parallel workers overflows a buffer (CVE-2026-3172).';
+
+
+create function llm._payload_indexes(
+    p_collection text,
+    p_fields     jsonb
+)
+    returns table (name text, definition text)
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_table text := 'points_' || p_collection;
+begin
+    return query
+        select i.name, format('if not exists %I on llm.%I %s', i.name, v_table, i.rest)
+        from (
+            select format('index_%s_payload', p_collection) as name, 'using gin (payload jsonb_path_ops)' as rest
+            where p_fields <> '{}'
+            union all
+            select format('index_%s_p%s', p_collection, substr(md5(f.key), 1, 10)), format('(tenant_id, (payload -> %L))', f.key)
+            from jsonb_each_text(p_fields) f
+            where f.value in ('integer', 'float', 'datetime')
+        ) i
+        order by i.name;
+end
+$$;
+
+comment on function llm._payload_indexes(text, jsonb) is
+'The indexes over the payload that a collection should have, and what follows CREATE INDEX: one for what is equal, one each for fields that have an
+order. No table of points has a name like theirs.';
+
+
 create function llm._doctor_vectors()
     returns table (name text, ok boolean, detail text, hint text)
     language plpgsql
@@ -38,6 +84,7 @@ begin
         coalesce(v_wrong, 'none has failed'),
         'Mend what the error says, such as maintenance_work_mem or disk space; then llm.maintain() tries again.';
     return query select * from llm._doctor_search_quality();
+    return query select * from llm._doctor_embeddings();
 end
 $$;
 
@@ -109,8 +156,7 @@ begin
         join pg_index x on x.indrelid = to_regclass(format('llm.%I', 'points_' || c.name))
         join pg_class i on i.oid = x.indexrelid
         where (p_collection is null or c.name = p_collection)
-            and starts_with(i.relname, 'points_' || c.name || '_p')
-            and not x.indisprimary
+            and starts_with(i.relname, format('index_%s_p', c.name))
             and (
                 i.relname not in (select w.name from llm._payload_indexes(c.name, c.payload_indexes) w)
                 or llm._index_state(i.relname::text) = 'interrupted'
@@ -287,6 +333,16 @@ waiting; p_lock_writers: true builds them right here, while writers of the colle
 row that is returned says how many statements wait to be run. Call it outside of a transaction, every minute or so; llm.segment_progress shows how far
 it is. For superusers. Errors: undefined_object when there is no such collection.';
 
+
+select llm._grant_execute(
+    array['llm_owner'],
+    '_payload_indexes'
+);
+
+select llm._grant_execute(
+    array['llm_owner', 'llm_admin', 'llm_auditor'],
+    '_parallel_builds_are_safe'
+);
 
 select llm._grant_execute(
     array['llm_admin', 'llm_auditor'],

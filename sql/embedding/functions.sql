@@ -22,7 +22,9 @@ create function llm.create_embeddings(
 as $$
 begin
     perform llm._require_storage();
-    if exists (select from llm.collections c where c.name = p_collection) then
+    if exists (select from llm.collections c where c.name = p_collection)
+        or exists (select from llm.collection_aliases a where a.alias = p_collection)
+    then
         return false;
     end if;
     perform llm.create_collection(
@@ -104,6 +106,11 @@ begin
         where p_threshold is null
             or h.score > p_threshold
         order by h.distance, h.id;
+exception
+    when invalid_text_representation then
+        raise exception 'collection % has points that are no embeddings: %', p_collection, sqlerrm
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Those of llm.store_embedding() have UUIDs as id and content_id; llm.vector_search() finds any points.';
 end
 $$;
 

@@ -107,7 +107,6 @@ declare
     v_collection llm.collection := llm._find_collection(p_collection);
     v_table      text := format('llm.%I', 'points_' || v_collection.name);
     v_name       text;
-    v_other      text;
     v_jobs       bigint;
 begin
     if p_model is null then
@@ -116,12 +115,6 @@ begin
             execute format('drop trigger if exists %I on %s', v_name, v_table);
         end loop;
         return 0;
-    end if;
-    execute format('select p.model from %s p where p.embedding is not null and p.model <> $1 limit 1', v_table) into v_other using p_model;
-    if v_other is not null then
-        raise exception 'collection % has vectors of model %', v_collection.name, quote_literal(v_other)
-            using errcode = 'object_not_in_prerequisite_state',
-                  hint = 'Vectors of two models cannot be compared. Make a collection for the other one: llm.copy_for_model().';
     end if;
     if v_collection.model is distinct from p_model then
         perform llm.alter_collection(
@@ -202,6 +195,72 @@ comment on function llm.embedding_backlog() is
 'The tenants with embedding jobs, for a worker that serves all of them: how many are due, how many pending, how many were given up.';
 
 
+-- security definer: jobs are looked at whosever they are; here are names of collections, counts and times alone.
+create function llm._doctor_embeddings()
+    returns table (name text, ok boolean, detail text, hint text)
+    language plpgsql
+    stable
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_wrong text;
+begin
+    if to_regclass('llm.embedding_jobs') is null then
+        return;
+    end if;
+    select string_agg(format('%s of collection %s, of %s tenants', d.jobs, d.collection, d.tenants), ', ' order by d.collection)
+    into v_wrong
+    from (
+        select j.collection, count(*) as jobs, count(distinct j.tenant_id) as tenants
+        from llm.embedding_jobs j
+        where j.died_at is not null
+        group by j.collection
+    ) d;
+    return query select
+        'no embedding job was given up',
+        v_wrong is null,
+        coalesce(v_wrong, 'none'),
+        'llm.embedding_backlog() names the tenants, llm.embedding_jobs has their last_error. When it is mended: select llm.retry_embedding_jobs(…);';
+
+    select string_agg(format('%s: %s batches failed in a row', q.collection, q.failures), ', ' order by q.collection)
+    into v_wrong
+    from llm.embedding_queues q
+    where q.open_until is not null;
+    return query select
+        'embedding circuits are closed',
+        v_wrong is null,
+        coalesce(v_wrong, 'all'),
+        'Look at what the model''s endpoint answers: last_error of llm.embedding_jobs. One job at a time is tried, and closes the circuit again.';
+
+    select string_agg(
+        format('%s jobs of collection %s, the first since %s', d.jobs, d.collection, to_char(d.due_at, 'YYYY-MM-DD HH24:MI:SS TZ'))
+        || case when d.leases > 0 then format(', %s of them left behind by workers', d.leases) else '' end,
+        ', ' order by d.collection
+    )
+    into v_wrong
+    from (
+        select j.collection, count(*) as jobs, min(j.due_at) as due_at, count(j.token) as leases
+        from llm.embedding_jobs j
+        join llm.embedding_queues q on q.collection = j.collection and q.open_until is null
+        where j.died_at is null
+            and j.due_at < statement_timestamp() - interval '10 minutes'
+        group by j.collection
+    ) d;
+    return query select
+        'embedding jobs are claimed when they are due',
+        v_wrong is null,
+        coalesce('due for more than ten minutes: ' || v_wrong, 'none has been due for more than ten minutes'),
+        'Start workers for the collection, or more of them, such as pg-llm-embed; and look whether those that ran have crashed.';
+end
+$$;
+
+alter function llm._doctor_embeddings() owner to llm_owner;
+
+comment on function llm._doctor_embeddings() is
+'The part of llm.doctor() about embedding jobs.';
+
+
 select llm._grant_execute(
     array['llm_owner'],
     '_queue_embedding', '_drop_embedding_jobs', '_watch_embeddings'
@@ -214,5 +273,5 @@ select llm._grant_execute(
 
 select llm._grant_execute(
     array['llm_admin', 'llm_auditor'],
-    'embedding_backlog'
+    'embedding_backlog', '_doctor_embeddings'
 );

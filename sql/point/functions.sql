@@ -52,6 +52,8 @@ as $$
 declare
     v_count   integer := coalesce(cardinality(p_ids), 0);
     v_user_id uuid := llm.current_user_id();
+    -- Shorter ones are zero as halfvec, and longer ones infinite when pgvector squares them: by cosine such are near to nothing, or to no number.
+    v_least   double precision := case p_collection.element when 'halfvec' then 1e-3 else 1e-15 end;
     v_point   record;
     v_wrong   text;
     v_hint    text;
@@ -64,7 +66,8 @@ begin
                   hint = 'Arrays are of the same length, null for what a point has not; or left out.';
     end if;
 
-    select i.id, i.vector is null and i.content is null as is_empty, i.payload, i.user_id, @extschema:vector@.vector_dims(i.vector) as dimensions
+    select i.id, i.vector is null and i.content is null as is_empty, i.payload, i.user_id, @extschema:vector@.vector_dims(i.vector) as dimensions,
+        @extschema:vector@.vector_norm(i.vector) as length
     into v_point
     from unnest(p_ids, p_vectors, p_contents, p_payloads, p_user_ids) i (id, vector, content, payload, user_id)
     where i.id is null
@@ -73,7 +76,7 @@ begin
         or jsonb_typeof(i.payload) <> 'object'
         or i.user_id <> v_user_id
         or @extschema:vector@.vector_dims(i.vector) <> p_collection.dimensions
-        or p_collection.distance = 'cosine' and @extschema:vector@.vector_norm(i.vector) = 0
+        or p_collection.distance = 'cosine' and @extschema:vector@.vector_norm(i.vector) not between v_least and 1e15
     limit 1;
     if not found then
         return;
@@ -95,6 +98,9 @@ begin
         v_wrong := format('the vector of point %L has %s dimensions, those of collection %s have %s', v_point.id, v_point.dimensions,
                           p_collection.name, p_collection.dimensions);
         v_hint := 'Embed with the model that the collection was made for.';
+    elsif v_point.length > 0 then
+        v_wrong := format('the vector of point %L is %s long', v_point.id, v_point.length);
+        v_hint := format('By cosine distance a vector of %s is from %s to 1e+15 long. Normalize it.', p_collection.element, v_least);
     else
         v_wrong := format('the vector of point %L is zero', v_point.id);
         v_hint := 'By cosine distance, what has no direction is near to nothing. Leave the vector out until it is known.';
@@ -211,6 +217,12 @@ begin
             using errcode = 'invalid_parameter_value',
                   hint = 'Give p_points alone; or p_ids with p_embeddings, p_contents, p_payloads and p_user_ids as far as there are any.';
     end if;
+    if p_model <> v_collection.model then
+        raise exception 'points of model % cannot be written to collection %, whose model is %', quote_literal(left(p_model, 100)),
+            v_collection.name, quote_literal(v_collection.model)
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Vectors of two models cannot be compared. Make a collection for the other one: llm.copy_for_model().';
+    end if;
     if p_points is not null then
         if jsonb_typeof(p_points) = 'object' then
             p_points := jsonb_build_array(p_points);
@@ -220,11 +232,18 @@ begin
                 using errcode = 'invalid_parameter_value',
                       hint = 'Give an object, or an array of objects, with id, and embedding, content, payload, user_id as far as there are any.';
         end if;
-        select
-            coalesce(array_agg(r.id), '{}') as ids, array_agg(r.embedding::@extschema:vector@.vector) as embeddings,
-            array_agg(r.content) as contents, array_agg(r.payload) as payloads, array_agg(r.user_id) as user_ids
-        into v_given
-        from jsonb_to_recordset(p_points) r (id text, embedding text, content text, payload jsonb, user_id uuid);
+        begin
+            select
+                coalesce(array_agg(r.id), '{}') as ids, array_agg(r.embedding::@extschema:vector@.vector) as embeddings,
+                array_agg(r.content) as contents, array_agg(r.payload) as payloads, array_agg(r.user_id) as user_ids
+            into v_given
+            from jsonb_to_recordset(p_points) r (id text, embedding text, content text, payload jsonb, user_id uuid);
+        exception
+            when data_exception or invalid_text_representation or numeric_value_out_of_range then
+                raise exception 'a point cannot be read: %', sqlerrm
+                    using errcode = 'invalid_parameter_value',
+                          hint = 'An embedding is an array of numbers, or a text such as [1,2,3]; user_id is a UUID.';
+        end;
         p_ids := v_given.ids;
         p_embeddings := v_given.embeddings;
         p_contents := v_given.contents;
@@ -332,10 +351,10 @@ comment on function llm.upsert_points(text, jsonb, text[], @extschema:vector@.ve
 'Writes points, new ones or in place of those with the same ids, all or none. Either p_points: an object, or an array of objects, with id, and
 embedding, content, payload, user_id as far as there are any; or, several times as fast, arrays of the same length: p_ids, p_embeddings, p_contents,
 p_payloads, p_user_ids. A point has content, a vector, or both; without a vector it keeps the one that it has for this content and model, else the
-vector is pending. user_id: whose it is, by default that of llm.set_user(); p_model: whose vectors these are, by default the collection''s. Of points
-with the same id the last one counts. Returns how many were new, how many changed, and how many are as they were: those were not touched.
-Errors: invalid_parameter_value, array_subscript_error; insufficient_privilege for another user''s; undefined_object when there is no such
-collection; object_not_in_prerequisite_state when no tenant is set.';
+vector is pending. user_id: whose it is, by default that of llm.set_user(); p_model: whose vectors these are, the collection''s model, or any if it
+has none. Of points with the same id the last one counts. Returns how many were new, how many changed, and how many are as they were: those were not
+touched. Errors: invalid_parameter_value, array_subscript_error; insufficient_privilege for another user''s; undefined_object when there is no
+such collection; object_not_in_prerequisite_state when no tenant is set.';
 
 
 select llm._grant_execute(

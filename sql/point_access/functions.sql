@@ -55,6 +55,11 @@ as $$
 declare
     v_collection llm.collection := llm._find_collection(p_collection);
 begin
+    if p_limit < 0 then
+        raise exception 'a page cannot have % points', p_limit
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Give 0 or more, or null for all.';
+    end if;
     if p_filter is not null then
         return query
             select p.*
@@ -86,8 +91,8 @@ alter function llm.scroll_points(text, text, bigint, boolean, jsonb) owner to ll
 
 comment on function llm.scroll_points(text, text, bigint, boolean, jsonb) is
 'A page of a collection''s points in order of their ids (by bytes). p_after: the last id of the page before, null for the first page; p_limit: at
-most so many; p_with_vectors: their vectors, too; p_filter: those that match, see llm.matches_filter(). Errors: as llm.get_points();
-invalid_parameter_value for a filter that is none.';
+most so many, null for all; p_with_vectors: their vectors, too; p_filter: those that match, see llm.matches_filter(). Errors: as llm.get_points();
+invalid_parameter_value for a filter that is none or a negative limit.';
 
 
 -- security definer: as llm.get_points().
@@ -217,7 +222,7 @@ begin
                 and ($2 is null or p.user_id = $2)
                 and p.id = any ($3)
                 -- Asked again of a point that another transaction changed meanwhile.
-                and ($4 is null or llm.matches_filter(p.payload, $4, p.id))
+                and ($4 is null or llm.matches_filter(p.payload, $4, p.id, p.embedding is not null))
             order by p.id
             for update
         )

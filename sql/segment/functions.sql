@@ -156,7 +156,7 @@ begin
     where s.collection = p_collection
         and s.state = 'ready';
     v_last := coalesce(cardinality(v_segments), 0);
-    execute format('select last_value + 1 from llm.%I', format('points_%s_number_seq', p_collection)) into v_end;
+    execute format('select last_value + 1 from %s', pg_get_serial_sequence(format('llm.%I', 'points_' || p_collection), 'number')) into v_end;
     -- The tail is the last range: from the end of the last segment on.
     v_starts := v_starts || coalesce(v_ends[v_last], 1);
     v_ends := v_ends || v_end;

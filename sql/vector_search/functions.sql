@@ -109,7 +109,7 @@ declare
     v_hits   llm.search_hit[];
 begin
     if p_filter is null and p_user_id is null and p_score_threshold is null and p_exact is not true and p_with_payload is not false
-        and @extschema:vector@.vector_norm(p_query) > 0
+        and @extschema:vector@.vector_norm(p_query) between 1e-3 and 1e15
     then
         v_search := llm._written_search(p_collection, @extschema:vector@.vector_dims(p_query), p_k, p_ef, p_tenant);
         if v_search is not null then

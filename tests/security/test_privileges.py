@@ -147,7 +147,7 @@ def test_no_function_but_the_reviewed_runs_as_its_owner(db: Client) -> None:
         "get_points", "scroll_points", "set_payload", "upsert_points",
         "_count_matching", "_estimated_rows", "_hybrid_search", "_matching_points", "_recommend", "_search_batch", "_search_groups", "_search_report",
         "_nearest", "_vector_search",
-        "_doctor_search_quality", "_evaluate_search", "_measure_tuning", "_vector_recall", "set_search_quality",
+        "_doctor_embeddings", "_doctor_search_quality", "_evaluate_search", "_measure_tuning", "_vector_recall", "set_search_quality",
         "claim_embedding_jobs", "complete_embedding_jobs", "embedding_backlog", "fail_embedding_jobs", "retry_embedding_jobs", "set_embedding_model",
         "enqueue", "enqueue_many", "set_queue", "set_group_limit", "claim_jobs", "complete_jobs", "fail_jobs", "extend_jobs", "schedule_job",
         "unschedule_job", "fire_schedules", "pause_queue", "resume_queue", "cancel_jobs", "purge_queue", "retry_dead_jobs", "queue_backlog",

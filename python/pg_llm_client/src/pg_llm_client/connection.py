@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from uuid import UUID
@@ -129,6 +129,11 @@ def _argument(cast: str) -> str:
 
 def _when(condition: str, expression: str) -> str:
     return f"case when {condition} then {expression} end" if condition else expression
+
+
+def literal(vector: Iterable[float]) -> str:
+    """Return a vector as PostgreSQL reads it."""
+    return f"[{','.join(map(str, map(float, vector)))}]"
 
 
 def vector_type() -> Steps[str]:

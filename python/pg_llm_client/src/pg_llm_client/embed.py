@@ -17,7 +17,7 @@ from uuid import UUID
 import psycopg
 
 from . import text
-from .connection import Call, Row, Server, Steps, vector_type
+from .connection import Call, Row, Server, Steps, literal, vector_type
 
 #: Returns a vector for each text. Raises `Refused` for what it never takes; any other exception may pass.
 Embedder: TypeAlias = "Callable[[Sequence[str]], Sequence[Sequence[float]]]"
@@ -136,8 +136,13 @@ class Worker:
     def _whose(self) -> Iterable[str | None]:
         if not self._all_tenants:
             return self._tenants
-        backlog = "select tenant_id from llm.embedding_backlog() where collection = %s and due > 0"
-        return [tenant for (tenant,) in self._connected().execute(backlog, [self._collection])]
+        backlog = """
+            select b.tenant_id
+            from llm.embedding_backlog() b
+            where b.collection = coalesce((select a.collection from llm.collection_aliases a where a.alias = %s), %s)
+                and b.due > 0
+        """
+        return [tenant for (tenant,) in self._connected().execute(backlog, [self._collection, self._collection])]
 
     def _connected(self) -> psycopg.Connection[Any]:
         if self._connection is None or self._connection.closed:
@@ -158,7 +163,7 @@ class Worker:
     def _settle(self, server: Server, jobs: Sequence[Job]) -> None:
         """Embed and complete jobs, or give them back."""
         try:
-            self._complete(server, jobs, self._embed([text.original(job.content) for job in jobs]))
+            self._complete(server, jobs, self._vectors(jobs))
         except Refused as error:
             if len(jobs) > 1:
                 # One of them spoils the rest.
@@ -171,12 +176,26 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - whatever an embedder or a library of it may raise
             self._fail(server, jobs, error, retry=True)
 
-    def _complete(self, server: Server, jobs: Sequence[Job], vectors: Sequence[Sequence[float]]) -> None:
+    def _vectors(self, jobs: Sequence[Job]) -> Sequence[Sequence[float]]:
+        vectors = self._embed([text.original(job.content) for job in jobs])
         if len(vectors) != len(jobs):
             raise ValueError(f"{len(vectors)} vectors came back for {len(jobs)} texts")
-        literals = [f"[{','.join(map(str, map(float, vector)))}]" for vector in vectors]
-        arguments = [[job.id for job in jobs], jobs[0].token, literals]
-        ((stored, dropped),) = server.run(_ask(("r.stored, r.dropped", "complete_embedding_jobs", f"bigint[], uuid, {self._vector}[]", arguments)))
+        return vectors
+
+    def _complete(self, server: Server, jobs: Sequence[Job], vectors: Sequence[Sequence[float]]) -> None:
+        arguments = [[job.id for job in jobs], jobs[0].token, list(map(literal, vectors))]
+        try:
+            ((stored, dropped),) = server.run(
+                _ask(("r.stored, r.dropped", "complete_embedding_jobs", f"bigint[], uuid, {self._vector}[]", arguments))
+            )
+        except psycopg.DataError as error:
+            # A vector that does not fit, such as one of length zero, spoils the others, too.
+            if len(jobs) > 1:
+                for job, vector in zip(jobs, vectors, strict=True):
+                    self._complete(server, [job], [vector])
+            else:
+                self._fail(server, jobs, error, retry=True)
+            return
         log.info("%s: %d stored, %d dropped", self._collection, stored, dropped)
 
     def _fail(self, server: Server, jobs: Sequence[Job], error: Exception, *, retry: bool) -> None:

@@ -11,7 +11,7 @@ from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 
 from . import text
-from .connection import Server, Steps, vector_type
+from .connection import Server, Steps, literal, vector_type
 
 if TYPE_CHECKING:
     from langchain_core.embeddings import Embeddings
@@ -268,11 +268,6 @@ class PgLlmVectorStore(VectorStore):
         found = [document for document in found if document.id in stored]
         chosen = maximal_marginal_relevance(np.array(vector), [stored[document.id] for document in found], lambda_mult, k) if found else []
         return [found[number] for number in chosen]
-
-
-def literal(vector: Iterable[float]) -> str:
-    """Return a vector as PostgreSQL reads it."""
-    return f"[{','.join(map(str, map(float, vector)))}]"
 
 
 def _document(identifier: str, content: str | None, payload: str) -> Document:
