@@ -15,14 +15,14 @@ import numpy as np
 import psycopg
 import redis
 
+from bench import growth
 from bench.bench_point import register
-from bench.engines import Edge, Search, VectorSet, by_faiss
+from bench.engines import Edge, Search, VectorSet, by_faiss, by_hand, by_us, cheapest, interleaved
 from bench.packages import SHARES, Input, load, upsert
 from bench.support import AtLeast, AtMost, database, fact, kept, line, medians, one, redis_server, title
 from tools.cluster import Cluster
 
 TARGETS = (0.95, 0.99)
-CANDIDATES = (20, 40, 60, 80, 120, 160, 240, 320, 480, 640, 1000)
 
 #: A search among the points that have a value of a field: of a query, with so many candidates.
 type Among = Callable[[int, int, str, int], list[str]]
@@ -56,6 +56,7 @@ def run(cluster: Cluster, *, quick: bool) -> None:
             sizes(superuser)
             two_clients(cluster, in_redis, given, candidates)
             filtered(ours, bare, edge, in_redis, given)
+    growth.run(cluster, quick=quick)
 
 
 @contextmanager
@@ -269,47 +270,3 @@ def among_by_hand(connection: psycopg.Connection, given: Input) -> Among:
         return [row[0] for row in connection.execute(statement, [question, json.dumps({field: value}), question])]
 
     return among
-
-
-def by_us(connection: psycopg.Connection, collection: str, given: Input) -> Search:
-    """Search by the function."""
-    statement = f"select id, distance, content, payload from llm.vector_search('{collection}', %b, 10, p_ef => %s)"
-    return lambda number, ef: [row[0] for row in connection.execute(statement, [given.questions[number], ef])]
-
-
-def by_hand(connection: psycopg.Connection, table: str, kind: str, given: Input) -> Search:
-    """Search by a prepared statement."""
-    statement = f"select id, embedding <=> %b::vector::{kind}(384), content, payload from {table} order by 2 limit 10"
-    known: dict[str, int] = {}
-
-    def search(number: int, ef: int) -> list[str]:
-        if known.get("ef") != ef:
-            connection.execute(f"set hnsw.ef_search = {ef}")
-            known["ef"] = ef
-        return [row[0] for row in connection.execute(statement, [given.questions[number]])]
-
-    return search
-
-
-def cheapest(search: Search, truth: list[set[str]], target: float) -> tuple[int, float]:
-    """Return the least number of candidates that reaches the recall, and the recall."""
-    recall = 0.0
-    for ef in CANDIDATES:
-        recall = float(np.mean([len(set(search(number, ef)) & expected) / 10 for number, expected in enumerate(truth)]))
-        if recall >= target:
-            break
-    return ef, recall
-
-
-def interleaved(mine: Callable[[int], object], theirs: Callable[[int], object], count: int) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Ask both all questions in turns, and return each one's p50 and p95 in microseconds."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for number in range(min(count, 5)):
-        mine(number), theirs(number)
-    for number in range(count):
-        for which in (0, 1) if number % 2 else (1, 0):
-            start = perf_counter()
-            (mine, theirs)[which](number)
-            times[which].append((perf_counter() - start) * 1e6)
-    (a, b), (c, d) = (np.percentile(each, [50, 95]) for each in times)
-    return (float(a), float(b)), (float(c), float(d))

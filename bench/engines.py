@@ -1,4 +1,4 @@
-"""The engines that searches by vector are compared with beside PostgreSQL: a server, and libraries that search in the client's own process."""
+"""The engines whose searches by vector are compared: ours, bare pgvector, a server, and libraries that search in the client's own process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from time import perf_counter
 
 import faiss
 import numpy as np
+import psycopg
 import redis
 from qdrant_edge import (
     Distance,
@@ -33,6 +34,9 @@ from bench.support import fact
 
 #: A search of one query with so many candidates: the ids.
 type Search = Callable[[int, int], list[str]]
+
+#: How many candidates are tried, until they give the recall.
+CANDIDATES = (20, 40, 60, 80, 120, 160, 240, 320, 480, 640, 1000)
 
 #: As the collections are built.
 M, EF_CONSTRUCTION = 16, 100
@@ -134,3 +138,47 @@ class VectorSet:
             "VSIM", self.KEY, "FP32", self._questions[number], "COUNT", 10, "EF", ef, *options
         )
         return [each.decode() for each in found]
+
+
+def by_us(connection: psycopg.Connection, collection: str, given: Input) -> Search:
+    """Search by the function."""
+    statement = f"select id, distance, content, payload from llm.vector_search('{collection}', %b, 10, p_ef => %s)"
+    return lambda number, ef: [row[0] for row in connection.execute(statement, [given.questions[number], ef])]
+
+
+def by_hand(connection: psycopg.Connection, table: str, kind: str, given: Input) -> Search:
+    """Search by a prepared statement."""
+    statement = f"select id, embedding <=> %b::vector::{kind}(384), content, payload from {table} order by 2 limit 10"
+    known: dict[str, int] = {}
+
+    def search(number: int, ef: int) -> list[str]:
+        if known.get("ef") != ef:
+            connection.execute(f"set hnsw.ef_search = {ef}")
+            known["ef"] = ef
+        return [row[0] for row in connection.execute(statement, [given.questions[number]])]
+
+    return search
+
+
+def cheapest(search: Search, truth: list[set[str]], target: float) -> tuple[int, float]:
+    """Return the least number of candidates that reaches the recall, and the recall."""
+    recall = 0.0
+    for ef in CANDIDATES:
+        recall = float(np.mean([len(set(search(number, ef)) & expected) / 10 for number, expected in enumerate(truth)]))
+        if recall >= target:
+            break
+    return ef, recall
+
+
+def interleaved(mine: Callable[[int], object], theirs: Callable[[int], object], count: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Ask both all questions in turns, and return each one's p50 and p95 in microseconds."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(min(count, 5)):
+        mine(number), theirs(number)
+    for number in range(count):
+        for which in (0, 1) if number % 2 else (1, 0):
+            start = perf_counter()
+            (mine, theirs)[which](number)
+            times[which].append((perf_counter() - start) * 1e6)
+    (a, b), (c, d) = (np.percentile(each, [50, 95]) for each in times)
+    return (float(a), float(b)), (float(c), float(d))

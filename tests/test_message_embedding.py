@@ -122,9 +122,9 @@ def test_what_cannot_be_embedded_is_told(app: Client, talk: Client) -> None:
         for ids in ([said(7)], [said(5)], [said(0), None]):
             with raises(NoDataFound, match="message .* cannot be embedded", hint="streaming"), talk.transaction():
                 talk.run("select llm.embed_messages(%s::uuid[])", ids)
-        for ids, vectors in ((None, None), ([said(0)], ["[1,0,0]", "[1,0,0]"])):
+        for some, vectors in ((None, None), ([said(0)], ["[1,0,0]", "[1,0,0]"])):
             with raises(ArraySubscriptError, match="messages have .* vectors", hint="a vector for each id"), talk.transaction():
-                talk.run("select llm.embed_messages(%s::uuid[], %s::text[]::vector[])", ids, vectors)
+                talk.run("select llm.embed_messages(%s::uuid[], %s::text[]::vector[])", some, vectors)
         assert talk.one("select llm.embed_messages('{}', '{}')") == 0
         with raises(InvalidParameterValue, match="there is no word to search for in null", hint="p_embedding"), talk.transaction():
             found(talk, None, None)

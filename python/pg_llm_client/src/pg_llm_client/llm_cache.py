@@ -13,8 +13,7 @@ from langchain_core.messages import message_to_dict, messages_from_dict
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, Generation, GenerationChunk
 
 from . import text
-from .connection import Server, Steps, vector_type
-from .vectorstore import literal
+from .connection import Server, Steps, literal, vector_type
 
 if TYPE_CHECKING:
     from langchain_core.embeddings import Embeddings

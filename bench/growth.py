@@ -1,4 +1,4 @@
-"""Searching ever more vectors beside bare pgvector: see README.md for what is compared with what."""
+"""Searching ever more vectors beside bare pgvector: a part of bench_vector_search."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import psycopg
 
 from bench import support
 from bench.bench_point import register
-from bench.bench_vector_search import by_hand, by_us, cheapest, interleaved
+from bench.engines import by_hand, by_us, cheapest, interleaved
 from bench.packages import Input, load, upsert
 from bench.support import database, fact, line, title
 from tools.cluster import Cluster
