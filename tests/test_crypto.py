@@ -271,11 +271,11 @@ def test_an_application_gets_at_no_key(app: Client, db: Client, database: Databa
         select p.oid::regprocedure::text from pg_proc p
         where p.pronamespace = 'llm'::regnamespace
             and p.proname in ('_new_key', '_wrapping_keys', '_unwrapping_key', '_checked_key', '_tenant_keys', '_data_keys', '_seal', '_sealed',
-                              '_unsealed', '_opened', '_key_chain_to_encrypt', '_key_chain_to_decrypt', '_key_chain_to_rewrap',
+                              '_unsealed', '_key_chain_to_encrypt', '_key_chain_to_decrypt', '_key_chain_to_rewrap',
                               '_blind_index_chain', '_index_key', '_key_to_cache', '_make_key', '_master_key')
         """
     )
-    assert len(internal) == 18
+    assert len(internal) == 17
     for user in ("app", "admin", "reader", "auditor", "nobody"):
         for signature in internal:
             assert not db.one("select has_function_privilege(%s, %s, 'execute')", user, signature), (user, signature)

@@ -21,6 +21,8 @@ INLINED = (
     "llm.current_user_id()",
     "llm._limited_subject(p_tenant text,p_resource text,p_identifier text)",
     "llm._message_id()",
+    "llm._data_keys(p_chain bytea)",
+    "llm._sealed(p_chain bytea,p_plain bytea)",
     "llm._newest_messages(p_tenant text,p_conversation_id uuid,p_branch bigint,p_upto bigint,p_before bigint,p_limit bigint)",
     (
         "llm._audit_leaf(p_tenant_id text,p_id bigint,p_timestamp timestamptz,p_user_id text,p_action text,p_object_type text,p_object_id text,"

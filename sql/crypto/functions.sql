@@ -185,44 +185,51 @@ comment on function llm._tenant_keys(bytea, bytea) is
 'The unwrapped tenant key.';
 
 
+-- Not pinned: inlined into llm._sealed() and llm._unsealed(), fully qualified; a call would take a tenth of theirs.
 create function llm._data_keys(
     p_chain bytea
 )
     returns bytea
-    language plpgsql
+    language sql
     volatile
-    set search_path = pg_catalog, pg_temp
 as $$
-begin
-    return @extschema:pgcrypto@.decrypt_iv(
-        substr(p_chain, 145, 80),
+    select @extschema:pgcrypto@.decrypt_iv(
+        pg_catalog.substr(p_chain, 145, 80),
         llm._checked_key(
-            @extschema:pgcrypto@.decrypt_iv(substr(p_chain, 49, 80), substr(p_chain, 1, 32), substr(p_chain, 33, 16), 'aes-cbc/pad:pkcs'::text),
-            substr(p_chain, 259, 256 * get_byte(p_chain, 256) + get_byte(p_chain, 257)),
-            substr(p_chain, 225, 32)
+            @extschema:pgcrypto@.decrypt_iv(
+                pg_catalog.substr(p_chain, 49, 80), pg_catalog.substr(p_chain, 1, 32), pg_catalog.substr(p_chain, 33, 16),
+                'aes-cbc/pad:pkcs'::pg_catalog.text
+            ),
+            pg_catalog.substr(
+                p_chain, 259, (256 operator(pg_catalog.*) pg_catalog.get_byte(p_chain, 256)) operator(pg_catalog.+) pg_catalog.get_byte(p_chain, 257)
+            ),
+            pg_catalog.substr(p_chain, 225, 32)
         ),
-        substr(p_chain, 129, 16),
-        'aes-cbc/pad:pkcs'::text
-    );
-end
+        pg_catalog.substr(p_chain, 129, 16),
+        'aes-cbc/pad:pkcs'::pg_catalog.text
+    )
 $$;
 
 comment on function llm._data_keys(bytea) is
 'The unwrapped data key of a chain. Errors: data_exception.';
 
 
+-- Not pinned: as llm._data_keys(). p_chain is a variable, or it would not be inlined.
 create function llm._sealed(
     p_chain bytea,
     p_plain bytea
 )
     returns bytea
-    language plpgsql
+    language sql
     volatile
-    set search_path = pg_catalog, pg_temp
 as $$
-begin
-    return llm._seal(llm._data_keys(p_chain), p_plain, substr(p_chain, 259 + 256 * get_byte(p_chain, 256) + get_byte(p_chain, 257)));
-end
+    select llm._seal(
+        llm._data_keys(p_chain), p_plain,
+        pg_catalog.substr(
+            p_chain, 259 operator(pg_catalog.+) (256 operator(pg_catalog.*) pg_catalog.get_byte(p_chain, 256))
+            operator(pg_catalog.+) pg_catalog.get_byte(p_chain, 257)
+        )
+    )
 $$;
 
 comment on function llm._sealed(bytea, bytea) is
@@ -230,8 +237,9 @@ comment on function llm._sealed(bytea, bytea) is
 
 
 create function llm._unsealed(
-    p_chain  bytea,
-    p_sealed bytea
+    p_chain       bytea,
+    p_sealed      bytea,
+    p_is_inflated boolean
 )
     returns bytea
     language plpgsql
@@ -240,8 +248,7 @@ create function llm._unsealed(
 as $$
 declare
     v_ciphertext bytea := substr(p_sealed, 39, greatest(octet_length(p_sealed) - 70, 0));
-begin
-    return @extschema:pgcrypto@.decrypt_iv(
+    v_plain      bytea := @extschema:pgcrypto@.decrypt_iv(
         v_ciphertext,
         llm._checked_key(
             llm._data_keys(p_chain),
@@ -251,32 +258,13 @@ begin
         substr(p_sealed, 23, 16),
         'aes-cbc/pad:pkcs'::text
     );
-end
-$$;
-
-comment on function llm._unsealed(bytea, bytea) is
-'What llm._sealed() was given, after the tag was checked. Errors: data_exception.';
-
-
-create function llm._opened(
-    p_chain  bytea,
-    p_sealed bytea
-)
-    returns text
-    language plpgsql
-    volatile
-    set search_path = pg_catalog, pg_temp
-as $$
 begin
-    if get_byte(p_sealed, 1) = 1 then
-        return convert_from(llm._inflated(llm._unsealed(p_chain, p_sealed)), 'UTF8'::name);
-    end if;
-    return convert_from(llm._unsealed(p_chain, p_sealed), 'UTF8'::name);
+    return case when p_is_inflated and get_byte(p_sealed, 1) = 1 then llm._inflated(v_plain) else v_plain end;
 end
 $$;
 
-comment on function llm._opened(bytea, bytea) is
-'The text in a ciphertext, by its chain of keys. Errors: data_exception.';
+comment on function llm._unsealed(bytea, bytea, boolean) is
+'What llm._sealed() was given, after the tag was checked. p_is_inflated: without the compression, if there is one. Errors: data_exception.';
 
 
 -- security definer: an application encrypts, and must not get at keys.
@@ -293,15 +281,18 @@ create function llm.encrypt_data(
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_chain bytea;
 begin
     if p_data is null then
         return null;
     end if;
+    v_chain := llm._key_chain_to_encrypt(
+        llm._claimed_tenant(), p_encryption.algorithm, p_encryption.key_size, p_encryption.key_id, p_encryption.use_compression,
+        p_table, p_column, p_row
+    );
     return llm._sealed(
-        llm._key_chain_to_encrypt(
-            llm._claimed_tenant(), p_encryption.algorithm, p_encryption.key_size, p_encryption.key_id, p_encryption.use_compression,
-            p_table, p_column, p_row
-        ),
+        v_chain,
         case when p_encryption.use_compression then llm._deflated(convert_to(p_data, 'UTF8'::name)) else convert_to(p_data, 'UTF8'::name) end
     );
 end
@@ -334,11 +325,14 @@ begin
     if p_encrypted_data is null then
         return null;
     end if;
-    return llm._opened(
-        llm._key_chain_to_decrypt(
-            llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), p_encryption.key_id, false, p_table, p_column, p_row
+    return convert_from(
+        llm._unsealed(
+            llm._key_chain_to_decrypt(
+                llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), p_encryption.key_id, false, p_table, p_column, p_row
+            ),
+            p_encrypted_data, true
         ),
-        p_encrypted_data
+        'UTF8'::name
     );
 end
 $$;
@@ -449,7 +443,7 @@ values: not for columns with few of them. Errors: invalid_parameter_value; as ll
 select llm._grant_execute(
     array['llm_owner'],
     '_key_chain_to_encrypt', '_key_chain_to_decrypt', '_blind_index_chain', '_wrapping_keys', '_unwrapping_key', '_checked_key', '_tenant_keys',
-    '_deflated', '_inflated', '_normalized', '_seal', '_sealed', '_unsealed', '_opened', '_index_key', '_data_keys'
+    '_deflated', '_inflated', '_normalized', '_seal', '_sealed', '_unsealed', '_index_key', '_data_keys'
 );
 select llm._grant_execute(
     array['llm_admin', 'llm_app'],

@@ -129,11 +129,14 @@ begin
             using errcode = 'invalid_parameter_value',
                   hint = 'Say why this is read: it is kept in llm.key_events.';
     end if;
-    v_text := llm._opened(
-        llm._key_chain_to_decrypt(
-            llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), null::text, true, p_table, p_column, p_row
+    v_text := convert_from(
+        llm._unsealed(
+            llm._key_chain_to_decrypt(
+                llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), null::text, true, p_table, p_column, p_row
+            ),
+            p_encrypted_data, true
         ),
-        p_encrypted_data
+        'UTF8'::name
     );
     perform llm._note_key_event(
         llm._writable_tenant(), encode(substr(p_encrypted_data, 3, 16), 'hex'::text)::uuid, 'read by break-glass'::text,

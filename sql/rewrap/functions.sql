@@ -42,17 +42,20 @@ create function llm.rewrap_value(
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_chain bytea;
 begin
     if p_encrypted_data is null then
         return null;
     end if;
+    v_chain := llm._key_chain_to_rewrap(llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), p_table, p_column, p_row);
     return llm._sealed(
-        llm._key_chain_to_rewrap(llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), p_table, p_column, p_row),
+        v_chain,
         llm._unsealed(
             llm._key_chain_to_decrypt(
                 llm._claimed_tenant(), substr(p_encrypted_data, 1, 38), null::text, false, p_table, p_column, p_row
             ),
-            p_encrypted_data
+            p_encrypted_data, false
         )
     );
 end

@@ -172,7 +172,7 @@ def test_no_function_but_the_reviewed_runs_as_its_owner(db: Client) -> None:
         "group_pending", "group_read", "group_seek", "list_streams", "metric_record", "metric_record_all", "metric_window", "set_stream_policy",
         "signal_subscribers", "stream_append", "stream_append_all", "stream_info", "stream_length", "stream_range", "stream_read", "stream_trim",
         "_append_messages", "_appended_before", "_find_messages", "_index_message_again", "_lock_message", "_refuse_other_messages",
-        "_drop_message_embedding", "embed_messages",
+        "embed_messages",
         "append_and_read", "append_message", "create_conversation", "create_conversations", "delete_conversation", "delete_message", "edit_message",
         "fork_conversation", "get_messages", "index_messages", "pin_message", "purge_conversations", "rate_message", "restore_conversation",
         "save_summary", "select_branch", "update_conversation", "update_message",
