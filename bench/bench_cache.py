@@ -107,20 +107,47 @@ def through_a_client(cluster: Cluster, store: redis.Redis | None, *, quick: bool
                 "redis_set": lambda: store.set(key(), VALUE),
             }
         cores = sorted(os.sched_getaffinity(0))
+        what = f"one client, Unix socket, prepared (300 B values of {KEYS:,} keys, a transaction each)"
         for where, core in (("client and server on one core", cores[0]), ("on two cores", cores[-1])):
             with pinned({os.getpid(): cores[0]} | dict.fromkeys(processes, core)):
                 probes = {name: per_call(call, calls // 10 if "many" in name else calls) for name, call in (ours | theirs).items()}
-                time = medians(rounds, **probes)
-            title(f"one client, Unix socket, prepared, {where} (300 B values of {KEYS:,} keys, a transaction each)")
-            if store:
-                line("cache_get_bytes, libpq (psycopg's pgconn)", time["raw_get"], "redis-py GET", time["redis_get"], AtMost(1.05))
-                line("cache_get_bytes, psycopg cursor", time["get_bytes"], "redis-py GET", time["redis_get"], AtMost(1.05))
-                line("cache_get, psycopg cursor", time["get"], "redis-py GET, json.loads", time["redis_json"])
-                line("cache_get_many_bytes, 100 keys", time["many"], "redis-py MGET", time["redis_many"], AtMost(1.5))
-                line("cache_set_bytes, libpq", time["raw_set"], "redis-py SET", time["redis_set"], AtLeast(0.8))
-                line("cache_set_bytes, psycopg cursor", time["set"], "redis-py SET", time["redis_set"], AtLeast(0.8))
-            else:
-                fact("cache_get_bytes", f"{time['get_bytes']:.1f} us")
+                compare(f"{what}, {where}", medians(rounds, **probes), has_bars=True)
+        probes = {
+            name: processor(call, calls // 10 if "many" in name else calls, [os.getpid(), *processes]) for name, call in (ours | theirs).items()
+        }
+        compare(f"{what}: time of processors, client and server together, whatever else runs here", medians(rounds, **probes), has_bars=False)
+
+
+def compare(what: str, time: dict[str, float], *, has_bars: bool) -> None:
+    """Print what single calls took."""
+    title(what)
+    for name, ours, theirs, peer, bar in (
+        ("cache_get_bytes, libpq (psycopg's pgconn)", "raw_get", "redis_get", "redis-py GET", AtMost(1.05)),
+        ("cache_get_bytes, psycopg cursor", "get_bytes", "redis_get", "redis-py GET", AtMost(1.05)),
+        ("cache_get, psycopg cursor", "get", "redis_json", "redis-py GET, json.loads", AtMost(1.05)),
+        ("cache_get_many_bytes, 100 keys", "many", "redis_many", "redis-py MGET", AtMost(1.5)),
+        ("cache_set_bytes, libpq", "raw_set", "redis_set", "redis-py SET", AtLeast(0.8)),
+        ("cache_set_bytes, psycopg cursor", "set", "redis_set", "redis-py SET", AtLeast(0.8)),
+    ):
+        if theirs in time:
+            line(name, time[ours], peer, time[theirs], bar if has_bars else None)
+        else:
+            fact(name, f"{time[ours]:.1f} us")
+
+
+def processor(call: Callable[[], object], calls: int, processes: list[int]) -> Probe:
+    """Call a function and return the time of processors that one call takes in these processes."""
+
+    def used() -> int:
+        return sum(int(Path(f"/proc/{process}/schedstat").read_text().split()[0]) for process in processes)
+
+    def probe() -> float:
+        before = used()
+        for _ in range(calls):
+            call()
+        return (used() - before) / calls / 1_000
+
+    return probe
 
 
 def found(row: tuple[Any, ...] | None) -> object:

@@ -94,31 +94,39 @@ def test_an_entry_that_is_not_used_expires(db: Client, bound: Client) -> None:
 
 def test_reading_touches_only_now_and_then(db: Client, bound: Client) -> None:
     """An UPDATE for each hit would make reads writes."""
-    bound.run("select llm.cache_set('k', '1')")
-    age(db, 59)
-    version = "select xmin::text, ctid::text from llm.cache_entries"
-    before = db.row(version)
-    db.run("select setseed(0)")
-    for _ in range(20):
-        db.run("select pg_stat_force_next_flush()")
-    with bound.connection.transaction():
-        bound.run("set transaction read only").run(GET)
-    assert db.row(version) == before
-    age(db, 2)
-    before = db.row(version)
-    assert bound.one(GET) == 1
-    assert db.row(version) != before
-    before = db.row(version)
-    assert bound.one("select used_at > now() - interval '5 s' from llm.cache_entries where tenant_id = 'acme'")
+    version = "select array_agg(ctid::text order by key) from llm.cache_entries"
+    bound.run("select llm.cache_set('k' || i, '1') from generate_series(1, 640) i")
+    age(db, 1_000)
+    before = db.one(version)
+    # A read of each, and one in 64 is noted: 0 or more than 40 of them, once in ten thousand runs.
+    assert bound.one("select count(llm.cache_get('k' || i)) from generate_series(1, 640) i") == 640
+    touched = sum(now != then for now, then in zip(db.one(version), before, strict=True))
+    assert 1 <= touched <= 40
+    assert bound.one("select count(*) from llm.cache_entries where used_at > now() - interval '100 s'") == touched
+    assert bound.one("select count(*) from llm.cache_get_many(array(select 'k' || i from generate_series(1, 640) i))") == 640
+    assert touched <= bound.one("select sum(uses) from llm.cache_entries") <= 80
+
+
+def test_what_may_be_idle_is_touched_when_that_is_due(db: Client, bound: Client) -> None:
+    version = "select ctid::text from llm.cache_entries"
+    bound.run("select llm.set_cache_policy(p_idle => 600)").run("select llm.cache_set('k', '1')")
     age(db, 61)
-    with bound.connection.transaction():
+    # Not in a transaction that only reads, or that would fail because another has touched it.
+    with bound.transaction():
+        bound.run("set transaction read only").run(GET)
+    with bound.transaction():
         bound.run("set transaction isolation level repeatable read").run("select count(*) from llm.cache_entries")
         age(db, 1)
+        before = db.one(version)
         assert bound.one(GET) == 1
+    assert db.one(version) == before
+    assert bound.one(GET) == 1
+    assert db.one(version) != before
+    assert bound.one("select used_at > now() - interval '5 s' and uses = 1 from llm.cache_entries")
 
 
 def test_a_read_does_not_wait_for_a_writer(db: Client, bound: Client, database: Database) -> None:
-    bound.run("select llm.cache_set('k', '1')")
+    bound.run("select llm.set_cache_policy(p_idle => 600)").run("select llm.cache_set('k', '1')")
     age(db, 100)
     other = database.client("app").run("set lock_timeout = '5s'")
     bound.run("begin").run("select llm.cache_set('k', '2')")

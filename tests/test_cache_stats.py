@@ -33,7 +33,7 @@ def test_hits_are_estimated_from_a_sample(bound: Client) -> None:
 
 
 def test_a_read_that_is_due_to_touch_counts_itself(bound: Client, db: Client) -> None:
-    bound.run("select llm.cache_set('k', '1')")
+    bound.run("select llm.set_cache_policy(p_idle => 600)").run("select llm.cache_set('k', '1')")
     for number in range(1, 4):
         age(db, 61)
         bound.run("select llm.cache_get('k')")

@@ -17,6 +17,7 @@ def use(bound: Client, db: Client, **times: int) -> None:
 
 
 def test_the_most_used_keys_come_first(bound: Client, db: Client) -> None:
+    bound.run("select llm.set_cache_policy(p_idle => 600)")
     bound.run("select llm.cache_set_many('{\"a\": 1, \"b\": 1, \"c\": 1, \"unused\": 1}')")
     use(bound, db, a=2, b=5, c=1)
     assert bound.rows(POPULAR) == []
@@ -39,7 +40,7 @@ def test_only_so_many_are_kept(bound: Client, db: Client) -> None:
 def test_what_is_used_is_a_tenants(app: Client, db: Client) -> None:
     for tenant in ("a", "b"):
         with app.tenant(tenant):
-            app.run("select llm.cache_set(%s, '1')", tenant)
+            app.run("select llm.set_cache_policy(p_idle => 600)").run("select llm.cache_set(%s, '1')", tenant)
         age(db, 61)
         with app.tenant(tenant):
             app.run("select llm.cache_get(%s)", tenant)

@@ -31,7 +31,7 @@ create unlogged table if not exists llm.cache_entries (
 comment on table llm.cache_entries is
 'What is cached. value or bytes is what was cached, plain_value and plain_bytes the same where a policy wants no compression; a row without any is a
 lease on a key that nobody has filled yet. It is valid before expires_at, while used_at is not longer ago than idle, and while nothing that it depends
-on (words of llm.cache_bumps) changed after computed_in. used_at is right to a minute, or a tenth of idle; uses is a sample''s estimate. lease,
+on (words of llm.cache_bumps) changed after computed_in. used_at is right to a tenth of idle, else a sample''s, as uses is. lease,
 leased_until: who computes a new value, and how long others leave it to him. l1: backends may keep it. Unlogged: a crash empties it, and a standby
 cannot read it.';
 
@@ -96,7 +96,7 @@ select
     coalesce(e.bytes, e.plain_bytes) as bytes,
     e.expires_at,
     e.l1 and e.depends_on is null and e.idle is null as l1,
-    e.used_at < statement_timestamp() - least(interval '1 minute', e.idle / 10) as is_touch_due
+    e.idle is not null and e.used_at < statement_timestamp() - e.idle / 10 as is_touch_due
 from llm.cache_entries e
 where llm._cache_is_live(e.tenant_id, e.expires_at, e.used_at, e.idle, e.depends_on, e.computed_in);
 

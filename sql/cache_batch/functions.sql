@@ -23,7 +23,7 @@ begin
         join llm.cache_valid c on c.hash = hashtextextended(k.key collate "C", v_seed) and c.key = k.key collate "C"
         where c.tenant_id = v_tenant
             and c.namespace = p_namespace
-            and (not c.is_touch_due or llm._cache_touch(c.namespace, c.key));
+            and case when c.is_touch_due or random() < 0.001 then llm._cache_touch(c.namespace, c.key) else true end;
     get diagnostics v_count = row_count;
     perform llm._cache_note_reads(v_tenant, p_namespace, v_count, greatest(cardinality(p_keys) - v_count, 0));
 end
@@ -61,7 +61,7 @@ begin
         join llm.cache_valid c on c.hash = hashtextextended(k.key collate "C", v_seed) and c.key = k.key collate "C"
         where c.tenant_id = v_tenant
             and c.namespace = p_namespace
-            and (not c.is_touch_due or llm._cache_touch(c.namespace, c.key));
+            and case when c.is_touch_due or random() < 0.001 then llm._cache_touch(c.namespace, c.key) else true end;
     get diagnostics v_count = row_count;
     perform llm._cache_note_reads(v_tenant, p_namespace, v_count, greatest(cardinality(p_keys) - v_count, 0));
 end

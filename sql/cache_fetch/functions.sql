@@ -109,7 +109,7 @@ begin
         coalesce(e.bytes, e.plain_bytes),
         l.is_current and e.expires_at > clock_timestamp() and coalesce(e.used_at > clock_timestamp() - e.idle, true),
         l.is_current and e.expires_at > clock_timestamp() - make_interval(secs => p_stale_for),
-        e.used_at < clock_timestamp() - least(interval '1 minute', e.idle / 10),
+        e.idle is not null and e.used_at < clock_timestamp() - e.idle / 10,
         e.leased_until
     into value, bytes, is_live, is_stale, is_touch_due, lease_ends
     from llm.cache_entries e

@@ -133,7 +133,7 @@ end
 $$;
 
 comment on function llm._cache_hit(text, text, boolean) is
-'Counts a sampled hit, or one that found the entry''s time of use due to be brought up to date; does that.';
+'Counts a sampled hit, or one that found the entry''s time of use due to be brought up to date, lest it seem idle; does that.';
 
 
 create function llm._cache_touch(
