@@ -130,6 +130,8 @@ def test_q_05_a_clock_that_is_set_locks_nobody_out_and_lets_nobody_in_early(db: 
     if step > ZERO:
         assert allowed[:6] == [True] * 5 + [algorithm == "token_bucket"]
         return
+    partly = Limit(db, algorithm, 5, seconds(20))
+    assert [partly.ask(at)[1] for at in (NOW, NOW, NOW, NOW + step)] == [4, 3, 2, 1]
     # Within the window nothing comes back but what drips into a bucket; a tenth of a window later all is there.
     assert sum(allowed[:20]) == (4 if algorithm == "token_bucket" else 0)
     assert any(allowed[20:])
