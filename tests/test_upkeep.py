@@ -378,6 +378,7 @@ def test_what_there_is_to_call_it_is_explained(daily: Client, database: Database
         f'5 4 * * * psql -X -d {database.name} -c "call llm.manage_partitions()"',
         f'* * * * * psql -X -d {database.name} -c "call llm.index_new_messages()"',
         f'* * * * * psql -X -d {database.name} -c "call llm.maintain()"',
+        f'* * * * * psql -X -d {database.name} -c "call llm.trim_streams()"',
     ]
     with raises(InvalidParameterValue, "scheduler at is unknown", hint="pg_cron"):
         daily.run("select llm.schedule_maintenance('at')")
@@ -415,6 +416,7 @@ def test_pg_cron_calls_it(scheduled: Client) -> None:
         ("1 seconds", "call llm.manage_partitions()"),
         ("* * * * *", "call llm.index_new_messages()"),
         ("* * * * *", "call llm.maintain()"),
+        ("* * * * *", "call llm.trim_streams()"),
     ]
     scheduled.wait("select last_ok_at is not null from llm.partition_status where parent = 'public.by_cron'")
     assert scheduled.one(partitions) == 6
