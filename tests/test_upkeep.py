@@ -379,6 +379,10 @@ def test_what_there_is_to_call_it_is_explained(daily: Client, database: Database
         f'* * * * * psql -X -d {database.name} -c "call llm.index_new_messages()"',
         f'* * * * * psql -X -d {database.name} -c "call llm.maintain()"',
         f'*/5 * * * * psql -X -d {database.name} -c "call llm.clean_cache()"',
+        f'*/5 * * * * psql -X -d {database.name} -c "call llm.expire_rate_limits()"',
+        f'41 * * * * psql -X -d {database.name} -c "call llm.expire_semantic_cache()"',
+        f'* * * * * psql -X -d {database.name} -c "call llm.trim_streams()"',
+        f'* * * * * psql -X -d {database.name} -c "call llm.tend_queues()"',
     ]
     with raises(InvalidParameterValue, "scheduler at is unknown", hint="pg_cron"):
         daily.run("select llm.schedule_maintenance('at')")
@@ -417,6 +421,10 @@ def test_pg_cron_calls_it(scheduled: Client) -> None:
         ("* * * * *", "call llm.index_new_messages()"),
         ("* * * * *", "call llm.maintain()"),
         ("*/5 * * * *", "call llm.clean_cache()"),
+        ("*/5 * * * *", "call llm.expire_rate_limits()"),
+        ("41 * * * *", "call llm.expire_semantic_cache()"),
+        ("* * * * *", "call llm.trim_streams()"),
+        ("* * * * *", "call llm.tend_queues()"),
     ]
     scheduled.wait("select last_ok_at is not null from llm.partition_status where parent = 'public.by_cron'")
     assert scheduled.one(partitions) == 6

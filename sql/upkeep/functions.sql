@@ -422,7 +422,8 @@ begin
             concat_ws(
                 E'\n',
                 'It only makes partitions. Rows of default partitions and retention wait for llm.manage_partitions(),',
-                'new messages and points for llm.index_new_messages() and llm.maintain() to be indexed, the cache for llm.clean_cache().',
+            values
+
                 case when p_scheduler is null then 'select * from llm.schedule_maintenance(''pg_partman_bgw'');' end,
                 case
                     when not 'pg_partman_bgw' = any (v_libraries)
@@ -443,10 +444,10 @@ end
 $$;
 
 comment on function llm.schedule_maintenance(text, text) is
-'Has llm.manage_partitions() called regularly, llm.index_new_messages() and llm.maintain() every minute: by pg_cron, where that is installed in this
-database; else says what to do for each scheduler that there could be. p_scheduler: pg_cron or pg_partman_bgw (pg_partman''s background worker), null
-for whatever is there; p_schedule: as pg_cron and cron write it. Returns the schedulers, whether each is set up now, and the statements that are still
-to be run. For superusers. Errors: invalid_parameter_value.';
+'Has llm.manage_partitions() called regularly, and what else this extension needs (docs/upkeep.md), most of it every minute: by pg_cron, where that is
+installed in this database; else says what to do for each scheduler that there could be. p_scheduler: pg_cron or pg_partman_bgw (pg_partman''s
+background worker), null for whatever is there; p_schedule: as pg_cron and cron write it. Returns the schedulers, whether each is set up now, and the
+statements that are still to be run. For superusers. Errors: invalid_parameter_value.';
 
 
 create function llm._leave_making_to_pg_partman(
