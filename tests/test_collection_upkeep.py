@@ -224,6 +224,16 @@ def test_a_segment_is_searched_once_its_index_is_ready_not_before(database: Data
     assert docs.one(published) == 2
 
 
+def test_an_index_that_somebody_dropped_is_built_again(docs: Client) -> None:
+    maintain(docs)
+    docs.run("drop index llm.index_docs_s1")
+    assert [statement.partition(" on ")[0] for statement in run_statements(docs)] == ["create index concurrently if not exists index_docs_s1"]
+    docs.run("drop index llm.index_docs_s1")
+    maintain(docs)
+    assert segments(docs) == [(1, 121, 120, "ready"), (121, 221, 100, "ready")]
+    assert docs.column(STATES) == ["ready", "ready"]
+
+
 def test_two_maintainers_at_once_do_everything_once(database: Database, docs: Client) -> None:
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda client: client.run("call llm.maintain('docs', true)"), database.clients(3)))

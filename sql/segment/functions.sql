@@ -278,11 +278,20 @@ begin
         and s.state = 'building'
         and llm._index_state(s.index_name) = 'ready';
     delete from llm.segments s where s.collection = p_collection and s.state = 'retiring' and llm._index_state(s.index_name) = 'missing';
+    -- Somebody dropped its index, or was interrupted building it anew.
+    update llm.segments s
+    set state = 'building'
+    where s.collection = p_collection
+        and s.state = 'ready'
+        and llm._index_state(s.index_name) in ('missing', 'interrupted');
+    if found then
+        perform llm._raise_version(p_collection);
+    end if;
 end
 $$;
 
 comment on function llm._publish_segments(text) is
-'Takes note of the indexes that were built and dropped.';
+'Takes note of the indexes that were built and dropped; one that is gone though its segment is searched is to be built again.';
 
 
 create function llm._build_segment(
