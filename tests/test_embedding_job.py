@@ -154,6 +154,27 @@ def test_a_vector_of_a_model_that_is_no_longer_the_collections_is_dropped(docs: 
     assert claim(docs, 1, ", p_model => 'n'")[2] == ["text a"]
 
 
+def test_what_a_batch_takes_does_not_grow_with_the_backlog(docs: Client, db: Client) -> None:
+    """Though the planner knows nothing of the tables yet."""
+    db.run("alter table llm.embedding_jobs set (autovacuum_enabled = off)").run("alter table llm.points_docs set (autovacuum_enabled = off)")
+
+    def pages_of_a_batch() -> int:
+        docs.run("discard plans").run("select pg_stat_force_next_flush()")
+        before = db.one(read)
+        ids, token, _ = claim(docs, 100)
+        assert complete(docs, ids, token) == (100, 0)
+        docs.run("select pg_stat_force_next_flush()")
+        pages: int = db.one(read) - before
+        return pages
+
+    read = "select sum(heap_blks_hit + idx_blks_hit)::bigint from pg_statio_user_tables where relname in ('embedding_jobs', 'points_docs')"
+    upsert(docs, **{f"a{number}": "text" for number in range(4_000)})
+    pages_of_a_batch()
+    few = pages_of_a_batch()
+    upsert(docs, **{f"b{number}": "text" for number in range(12_000)})
+    assert pages_of_a_batch() < 1.3 * few
+
+
 def test_a_text_that_changes_while_its_vector_is_stored_is_embedded_again(docs: Client, database: Database) -> None:
     upsert(docs, a="text a", b="text b")
     ids, token, _ = claim(docs)
@@ -215,12 +236,17 @@ def test_a_failed_job_comes_back_until_it_is_given_up(docs: Client, db: Client, 
 
 def test_a_job_that_no_worker_survives_is_given_up(docs: Client, db: Client, admin: Client) -> None:
     admin.run("select llm.set_embedding_model('docs', 'm', 2)")
-    upsert(docs, a="poison")
+    upsert(docs, a="poison", b="poison")
     for _ in range(2):
-        assert claim(docs)[2] == ["poison"]
+        assert claim(docs)[2] == ["poison"] * 2
         due(db)
+    upsert(docs, c="good")
+    ids, token, contents = claim(docs, 1)
+    assert contents == ["good"], "those that were given up stand in nobody's way"
+    given_up = "select distinct last_error, died_at is not null, attempts from llm.embedding_jobs where point_id <> 'c'"
+    assert docs.rows(given_up) == [("no worker that claimed it came back", True, 2)]
+    assert complete(docs, ids, token) == (1, 0)
     assert claim(docs)[0] == []
-    assert docs.row("select last_error, died_at is not null from llm.embedding_jobs") == ("no worker that claimed it came back", True)
 
 
 def test_what_no_model_takes_is_given_up_at_once_and_opens_no_circuit(docs: Client) -> None:

@@ -25,6 +25,10 @@ create function llm.claim_embedding_jobs(
     volatile
     security definer
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
 as $$
 declare
     v_collection llm.collection := llm._find_collection(p_collection);
@@ -34,6 +38,7 @@ declare
     v_now        timestamptz := clock_timestamp();
     v_queue      llm.embedding_queues;
     v_ids        bigint[];
+    v_died       bigint;
 begin
     if p_limit is null or p_limit not between 1 and 10000 or p_lease is null
         or p_lease not between interval '1 millisecond' and interval '1 day'
@@ -60,50 +65,41 @@ begin
         p_limit := 1;
     end if;
 
-    update llm.embedding_jobs j
-    set died_at = v_now,
-        token = null,
-        last_error = coalesce(j.last_error, 'no worker that claimed it came back')
-    where j.tenant_id = v_tenant
-        and j.collection = v_collection.name
-        and j.died_at is null
-        and j.due_at <= v_now
-        and j.attempts >= v_queue.max_attempts
-        and j.id in (
-            select d.id
-            from llm.embedding_jobs d
-            where d.tenant_id = v_tenant
-                and d.collection = v_collection.name
-                and d.died_at is null
-                and d.due_at <= v_now
-                and d.attempts >= v_queue.max_attempts
+    loop
+        with due as materialized (
+            select j.id
+            from llm.embedding_jobs j
+            where j.tenant_id = v_tenant
+                and (v_user_id is null or j.user_id = v_user_id)
+                and j.collection = v_collection.name
+                and j.died_at is null
+                and j.due_at <= v_now
+                and (p_model is null or j.model = p_model)
+            order by j.due_at
+            limit p_limit
             for update skip locked
-        );
-
-    with due as materialized (
-        select j.id
-        from llm.embedding_jobs j
-        where j.tenant_id = v_tenant
-            and (v_user_id is null or j.user_id = v_user_id)
-            and j.collection = v_collection.name
-            and j.died_at is null
-            and j.due_at <= v_now
-            and (p_model is null or j.model = p_model)
-        order by j.due_at
-        limit p_limit
-        for update skip locked
-    ),
-    claimed as (
-        update llm.embedding_jobs j
-        set token = v_token,
-            attempts = j.attempts + 1,
-            due_at = v_now + p_lease
-        from due d
-        where j.tenant_id = v_tenant
-            and j.id = d.id
-        returning j.id
-    )
-    select array_agg(c.id) into v_ids from claimed c;
+        ),
+        claimed as (
+            update llm.embedding_jobs j
+            set token = case when j.attempts < v_queue.max_attempts then v_token end,
+                attempts = least(j.attempts + 1, v_queue.max_attempts),
+                due_at = case when j.attempts < v_queue.max_attempts then v_now + p_lease else j.due_at end,
+                died_at = case when j.attempts >= v_queue.max_attempts then v_now end,
+                last_error = case
+                    when j.attempts >= v_queue.max_attempts then coalesce(j.last_error, 'no worker that claimed it came back')
+                    else j.last_error
+                end
+            from due d
+            where j.tenant_id = v_tenant
+                and j.id = d.id
+            returning j.id, j.token
+        )
+        select array_agg(c.id order by c.id) filter (where c.token is not null), count(*) filter (where c.token is null)
+        into v_ids, v_died
+        from claimed c;
+        -- If all of them were given up, there may be others.
+        exit when v_ids is not null or v_died = 0;
+    end loop;
     if v_ids is null then
         update llm.embedding_queues q
         set open_until = v_queue.open_until
@@ -116,13 +112,9 @@ begin
     return query execute format(
         $claimed$
         select j.id, j.token, j.point_id, p.content, j.model, $3, j.attempts
-        from llm.embedding_jobs j
-        join llm.%I p
-            on p.tenant_id = j.tenant_id
-            and p.id = j.point_id
-        where j.tenant_id = $1
-            and j.id = any ($2)
-        order by j.id
+        from unnest($2) i (id)
+        cross join lateral (select * from llm.embedding_jobs j where j.tenant_id = $1 and j.id = i.id limit 1) j
+        cross join lateral (select p.content from llm.%I p where p.tenant_id = $1 and p.id = j.point_id limit 1) p
         $claimed$,
         'points_' || v_collection.name
     )
@@ -168,10 +160,9 @@ begin
         array_agg(g.embedding) as embeddings
     into v_given
     from unnest(p_ids, p_embeddings) g (id, embedding)
-    join llm.embedding_jobs j
-        on j.tenant_id = v_tenant
-        and j.id = g.id
-        and j.token = p_token
+    -- A look-up for each, here and below, whatever the planner thinks of tables that fill and empty all day.
+    cross join lateral (select * from llm.embedding_jobs j where j.tenant_id = v_tenant and j.id = g.id limit 1) j
+    where j.token = p_token
         and (v_user_id is null or j.user_id = v_user_id);
     stored := 0;
     if v_given.collection is not null then
@@ -181,15 +172,11 @@ begin
             $store$
             with due as (
                 select p.id, g.embedding
-                from unnest($2, $3, $4, $5) g (id, content_hash, model, embedding)
-                join llm.%1$I p
-                    on p.tenant_id = $1
-                    and p.id = g.id
-                    and p.content_hash = g.content_hash
+                from (select * from unnest($2, $3, $4, $5) i (id, content_hash, model, embedding) order by i.id collate "C") g
+                cross join lateral (select * from llm.%1$I p where p.tenant_id = $1 and p.id = g.id limit 1 for no key update) p
+                where p.content_hash = g.content_hash
                     and p.model is not distinct from g.model
                     and p.embedding is null
-                order by p.id
-                for no key update of p
             )
             update llm.%1$I p
             -- Under another number, so that no segment's index must take it in.

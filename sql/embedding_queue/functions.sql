@@ -3,6 +3,9 @@ create function llm._queue_embedding()
     language plpgsql
     volatile
     set search_path = pg_catalog, pg_temp
+    -- Its plan may be made while there is no job yet.
+    set enable_seqscan = off
+    set enable_bitmapscan = off
 as $$
 begin
     if tg_op = 'DELETE' or new.embedding is not null or new.content is null then
