@@ -422,8 +422,7 @@ begin
             concat_ws(
                 E'\n',
                 'It only makes partitions. Rows of default partitions and retention wait for llm.manage_partitions(),',
-            values
-
+                'and all else for its own call: let pg_cron or cron make those.',
                 case when p_scheduler is null then 'select * from llm.schedule_maintenance(''pg_partman_bgw'');' end,
                 case
                     when not 'pg_partman_bgw' = any (v_libraries)
