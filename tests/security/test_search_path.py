@@ -29,7 +29,6 @@ FORGED: dict[str, Any] = {
     "interval": timedelta(days=666),
     "jsonb": '"FORGED"',
     "name": "FORGED",
-    "integer[]": [666],
     "numeric": 666,
     "pg_snapshot": "666:666:",
     "text": "FORGED",
