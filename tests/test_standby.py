@@ -165,6 +165,16 @@ def test_a_standby_limits_rates_for_itself(standby: Database) -> None:
             app.run(limit, True)
 
 
+def test_on_a_standby_the_semantic_cache_is_empty(standby: Database) -> None:
+    """HA-07"""
+    app = standby.client("app")
+    look = "select * from llm.semantic_cache_get('q', '[1,2]', 0.9, 'm', p_shadow => %s)"
+    with app.tenant("a"):
+        assert app.rows(look, False) == []
+        with raises(ReadOnlySqlTransaction, match="a standby records no look-ups", hint="on the primary"):
+            app.run(look, True)
+
+
 def test_on_a_standby_nobody_tries_a_broken_service(primary: Database, standby: Database) -> None:
     """HA-07"""
     writer, app = primary.client("app"), standby.client("app")

@@ -132,6 +132,11 @@ begin
                   hint = 'A threshold is more than 0 and at most 1, the very same; llm.semantic_cache_report() tells how wrong each would be.';
     end if;
     if pg_is_in_recovery() then
+        if p_shadow then
+            raise exception 'a standby records no look-ups'
+                using errcode = 'read_only_sql_transaction',
+                      hint = 'Ask in shadow mode on the primary.';
+        end if;
         return;
     end if;
     perform llm._check_semantic_prompt(v_tenant, v_scope, p_prompt, p_embedding);
@@ -186,7 +191,8 @@ comment on function llm.semantic_cache_get(text, @extschema:vector@.vector, doub
 prompt is found; p_threshold: no answer to what is less similar (cosine similarity, more than 0 to 1); p_model, p_system, p_parameters: which model
 is asked and how: answers are given to the very same of these only, of the current tenant, and of the user whom llm.set_user() told; p_shared: true
 for answers that concern no user, and are given to all; p_shadow: true answers nothing, and records what it would have answered. Returns one row, or
-none; in shadow mode always one. None on a standby. Errors: invalid_parameter_value; object_not_in_prerequisite_state without a tenant.';
+none; in shadow mode always one. None on a standby. Errors: invalid_parameter_value; read_only_sql_transaction in shadow mode on a standby;
+object_not_in_prerequisite_state without a tenant.';
 
 
 -- security definer: as llm.semantic_cache_get().

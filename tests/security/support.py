@@ -67,6 +67,7 @@ COUNTERS = (
     "cache_fetch", "cache_stats", "cache_token", "_cache_claim", "_cache_counts", "_cache_life", "_cache_note_writes", "_cache_snapshot",
     "_begin_thread", "_new_mfa_secret", "_new_token", "_password_hash",
     "enqueue", "enqueue_many",
+    "semantic_cache_get", "semantic_cache_set", "_take_in_memory",
 )  # fmt: skip
 
 #: What a call came to: its rows, or the SQLSTATE and message of its error.
