@@ -139,7 +139,9 @@ create function llm.channel_read(
     volatile
     security definer
     set search_path = pg_catalog, pg_temp
+    -- As llm.stream_read().
     set plan_cache_mode = force_generic_plan
+    set enable_sort = off
 as $$
 declare
     v_tenant     text := llm._stream_tenant();

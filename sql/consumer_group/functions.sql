@@ -177,6 +177,7 @@ create function llm.group_read(
     set search_path = pg_catalog, pg_temp
     -- As llm.stream_read().
     set plan_cache_mode = force_generic_plan
+    set enable_sort = off
 as $$
 declare
     v_tenant   text := llm._stream_tenant_of_all();
@@ -245,7 +246,11 @@ create function llm.group_claim(
     volatile
     security definer
     set search_path = pg_catalog, pg_temp
+    -- However many there were when the table was last analyzed, there are few.
     set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
 as $$
 declare
     v_tenant text := llm._stream_tenant_of_all();
@@ -312,7 +317,11 @@ create function llm.group_ack(
     volatile
     security definer
     set search_path = pg_catalog, pg_temp
+    -- However many there were when the table was last analyzed, there are few.
     set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
 as $$
 declare
     v_tenant text := llm._stream_tenant_of_all();
@@ -371,7 +380,11 @@ create function llm.group_pending(
     stable
     security definer
     set search_path = pg_catalog, pg_temp
+    -- However many there were when the table was last analyzed, there are few.
     set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
 as $$
 declare
     v_tenant text := llm._stream_tenant_of_all();

@@ -58,8 +58,9 @@ create function llm.stream_read(
     stable
     security definer
     set search_path = pg_catalog, pg_temp
-    -- Planned once: otherwise for each call, because a plan for any limit looks dear beside one for 100.
+    -- Planned once, and to go along the index: a plan for any limit would rather sort the whole stream.
     set plan_cache_mode = force_generic_plan
+    set enable_sort = off
 as $$
 declare
     v_tenant text := llm._stream_tenant();
