@@ -137,6 +137,7 @@ def test_batches_in_any_order_do_not_deadlock(bound: Client, database: Database)
             order = keys[(seed * 5 + turn) % 12 :] + keys[: (seed * 5 + turn) % 12]
             order = order[:: -1 if (seed + turn) % 2 else 1]
             client.run("select llm.enqueue_many('q', array_fill('{}'::jsonb, array[12]), p_groups => %s, p_dedup_keys => %s)", order[::-1], order)
+            client.run("select llm.enqueue_many('groups', array_fill('{}'::jsonb, array[12]), p_groups => %s)", order)
             rows = client.rows("select id, token from llm.claim_jobs('q', 6)")
             if rows:
                 ids, token = [row[0] for row in rows], rows[0][1]
