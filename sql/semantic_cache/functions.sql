@@ -62,7 +62,7 @@ create function llm._check_semantic_prompt(
 )
     returns void
     language plpgsql
-    stable
+    volatile
     set search_path = pg_catalog, pg_temp
 as $$
 declare
