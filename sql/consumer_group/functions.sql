@@ -246,11 +246,7 @@ create function llm.group_claim(
     volatile
     security definer
     set search_path = pg_catalog, pg_temp
-    -- However many there were when the table was last analyzed, there are few.
     set plan_cache_mode = force_generic_plan
-    set enable_seqscan = off
-    set enable_hashjoin = off
-    set enable_mergejoin = off
 as $$
 declare
     v_tenant text := llm._stream_tenant_of_all();
@@ -317,11 +313,7 @@ create function llm.group_ack(
     volatile
     security definer
     set search_path = pg_catalog, pg_temp
-    -- However many there were when the table was last analyzed, there are few.
     set plan_cache_mode = force_generic_plan
-    set enable_seqscan = off
-    set enable_hashjoin = off
-    set enable_mergejoin = off
 as $$
 declare
     v_tenant text := llm._stream_tenant_of_all();
@@ -380,11 +372,7 @@ create function llm.group_pending(
     stable
     security definer
     set search_path = pg_catalog, pg_temp
-    -- However many there were when the table was last analyzed, there are few.
     set plan_cache_mode = force_generic_plan
-    set enable_seqscan = off
-    set enable_hashjoin = off
-    set enable_mergejoin = off
 as $$
 declare
     v_tenant text := llm._stream_tenant_of_all();
