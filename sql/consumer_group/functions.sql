@@ -246,11 +246,7 @@ create function llm.group_claim(
     volatile
     security definer
     set search_path = pg_catalog, pg_temp
-    -- However many there were when the table was last analyzed, there are few.
     set plan_cache_mode = force_generic_plan
-    set enable_seqscan = off
-    set enable_hashjoin = off
-    set enable_mergejoin = off
 as $$
 declare
     v_tenant text := llm._stream_tenant_of_all();
@@ -317,45 +313,32 @@ create function llm.group_ack(
     volatile
     security definer
     set search_path = pg_catalog, pg_temp
-    -- However many there were when the table was last analyzed, there are few.
     set plan_cache_mode = force_generic_plan
-    set enable_seqscan = off
-    set enable_hashjoin = off
-    set enable_mergejoin = off
 as $$
 declare
     v_tenant text := llm._stream_tenant_of_all();
-    v_count  bigint;
+    v_count  bigint := 0;
+    v_entry  record;
 begin
     if array_to_string(p_positions, ' ', 'null') !~ '^(\d{1,18}-\d{1,18}-\d{1,18}( |$))*$' then
         perform llm._refuse_position(p) from unnest(p_positions) p where p is null or p !~ '^\d{1,18}-\d{1,18}-\d{1,18}$';
     end if;
-    -- Locked in order, so that two who acknowledge the same entries wait for each other instead of deadlocking.
-    with pending as (
-        select d.era, d.transaction_id, d.number
-        from unnest(p_positions) p (position)
-        join llm.group_deliveries d
-            on d.era = split_part(p.position, '-', 1)::bigint
-            and d.transaction_id = split_part(p.position, '-', 2)::xid8
-            and d.number = split_part(p.position, '-', 3)::bigint
-        where d.tenant_id = v_tenant
-            and d.stream = p_stream
-            and d.group_name = p_group
-            and (p_consumer is null or d.consumer = p_consumer)
-        order by d.era, d.transaction_id, d.number
-        for update of d
-    ), acknowledged as (
+    -- One by one, as no plan for all of them is right for few and many; in order, so that two who acknowledge the same wait instead of deadlocking.
+    for v_entry in
+        select split_part(p, '-', 1)::bigint as era, split_part(p, '-', 2)::xid8 as transaction_id, split_part(p, '-', 3)::bigint as number
+        from unnest(p_positions) p
+        order by 1, 2, 3
+    loop
         delete from llm.group_deliveries d
-        using pending p
         where d.tenant_id = v_tenant
             and d.stream = p_stream
             and d.group_name = p_group
-            and d.era = p.era
-            and d.transaction_id = p.transaction_id
-            and d.number = p.number
-        returning 1
-    )
-    select count(*) into v_count from acknowledged;
+            and d.era = v_entry.era
+            and d.transaction_id = v_entry.transaction_id
+            and d.number = v_entry.number
+            and (p_consumer is null or d.consumer = p_consumer);
+        v_count := v_count + found::integer;
+    end loop;
     return v_count;
 end
 $$;
@@ -380,11 +363,7 @@ create function llm.group_pending(
     stable
     security definer
     set search_path = pg_catalog, pg_temp
-    -- However many there were when the table was last analyzed, there are few.
     set plan_cache_mode = force_generic_plan
-    set enable_seqscan = off
-    set enable_hashjoin = off
-    set enable_mergejoin = off
 as $$
 declare
     v_tenant text := llm._stream_tenant_of_all();
