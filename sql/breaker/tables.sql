@@ -28,4 +28,3 @@ select llm._protect_tenant_table('llm.breakers'::regclass, 'select'::text);
 -- Its functions run as llm_owner and name the tenant in each statement.
 drop policy if exists used_by_function on llm.breakers;
 create policy used_by_function on llm.breakers to llm_owner using (true) with check (true);
-alter policy tenant_isolation on llm.breakers to llm_admin, llm_app, llm_reader;

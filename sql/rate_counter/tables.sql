@@ -22,4 +22,3 @@ select llm._protect_tenant_table('llm.rate_limits'::regclass, 'select'::text);
 -- Its functions run as llm_owner and name the tenant in each statement: row-level security would ask for it three times in each call.
 drop policy if exists used_by_function on llm.rate_limits;
 create policy used_by_function on llm.rate_limits to llm_owner using (true) with check (true);
-alter policy tenant_isolation on llm.rate_limits to llm_admin, llm_app, llm_reader;

@@ -61,7 +61,6 @@ select llm._protect_tenant_table('llm.semantic_entries'::regclass, 'select'::tex
 select llm._protect_user_rows('llm.semantic_entries'::regclass);
 drop policy if exists used_by_function on llm.semantic_entries;
 create policy used_by_function on llm.semantic_entries to llm_owner using (true) with check (true);
-alter policy tenant_isolation on llm.semantic_entries to llm_admin, llm_app, llm_reader;
 alter policy user_isolation on llm.semantic_entries to llm_admin, llm_app, llm_reader;
 
 select llm._protect_tenant_table('llm.semantic_lookups'::regclass, 'select'::text);
