@@ -10,7 +10,7 @@ import pytest
 from psycopg.errors import FeatureNotSupported, ReadOnlySqlTransaction
 
 from tests.conftest import new_cluster, new_database
-from tests.security.support import answers, functions, relations, unlogged_tables
+from tests.security.support import answers, functions, relations, unlogged_relations
 from tests.support import Client, Database, in_tenant, raises, wait_until
 from tools.cluster import Cluster, Installation
 
@@ -130,7 +130,7 @@ def test_every_function_answers_as_on_the_primary_or_says_that_it_cannot_write(p
 
 def test_every_table_is_read_but_unlogged_ones(primary: Database, standby: Database) -> None:
     """HA-07: those do not exist there, so functions that read them answer as if they were empty."""
-    reader, unlogged = standby.client(), unlogged_tables(primary.client())
+    reader, unlogged = standby.client(), unlogged_relations(primary.client())
     assert "llm.cache_entries" in unlogged
     for table in relations(primary.client(), "rpvm"):
         try:

@@ -175,13 +175,23 @@ def tenant_tables(db: Client, reader: str | None = None) -> list[str]:
     )
 
 
-def unlogged_tables(db: Client) -> list[str]:
-    """Return the qualified names of the tables that a crash empties and a standby cannot read."""
+def unlogged_relations(db: Client) -> list[str]:
+    """Return the qualified names of the tables that a crash empties and a standby cannot read, and of the views that read them."""
     return db.column(
         """
+        with recursive unlogged (oid) as (
+            select c.oid
+            from pg_class c
+            where c.relnamespace = 'llm'::regnamespace and c.relkind in ('r', 'p') and c.relpersistence = 'u'
+            union
+            select w.ev_class
+            from unlogged u
+            join pg_depend d on d.refclassid = 'pg_class'::regclass and d.refobjid = u.oid and d.classid = 'pg_rewrite'::regclass
+            join pg_rewrite w on w.oid = d.objid
+        )
         select format('llm.%I', c.relname)
         from pg_class c
-        where c.relnamespace = 'llm'::regnamespace and c.relkind in ('r', 'p') and c.relpersistence = 'u'
+        join unlogged u using (oid)
         order by 1
         """
     )
