@@ -34,7 +34,10 @@ begin
             select format('index_%s_payload', p_collection) as name, 'using gin (payload jsonb_path_ops)' as rest
             where p_fields <> '{}'
             union all
-            select format('index_%s_p%s', p_collection, substr(md5(f.key), 1, 10)), format('(tenant_id, (payload -> %L))', f.key)
+            -- Partial, lest a look-up by id be made along it: to a table that was never analyzed, all of a tenant's points are one row.
+            select
+                format('index_%s_p%s', p_collection, substr(md5(f.key), 1, 10)),
+                format('(tenant_id, (payload -> %1$L)) where payload -> %1$L is not null', f.key)
             from jsonb_each_text(p_fields) f
             where f.value in ('integer', 'float', 'datetime')
         ) i
