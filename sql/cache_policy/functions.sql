@@ -166,8 +166,8 @@ declare
 begin
     -- What somebody has at hand is left to the next time.
     delete from llm.cache_entries e
-    where (e.tenant_id, e.namespace, e.key) in (
-        select d.tenant_id, d.namespace, d.key
+    where e.ctid = any (array(
+        select d.ctid
         from llm.cache_entries d
         where d.tenant_id = p_tenant
             and (p_namespace is null or d.namespace = p_namespace)
@@ -176,7 +176,7 @@ begin
             -- llm.cache_fetch() may still serve it.
             and (not isfinite(d.expires_at) or d.expires_at < clock_timestamp() - interval '1 hour' or p_namespace is not null)
         for update skip locked
-    );
+    ));
     get diagnostics v_count = row_count;
     return v_count;
 end
@@ -212,28 +212,28 @@ begin
     perform llm._cache_clean(p_tenant, p_namespace);
     select * into v_is from llm._cache_usage(p_tenant, p_namespace);
     if v_is.bytes > v_policy.max_size * v_policy.eviction_threshold or v_is.entries > v_policy.max_entries * v_policy.eviction_threshold then
+        -- By place: a join would be planned as for one entry, in quadratic time.
         delete from llm.cache_entries e
-        where (e.tenant_id, e.namespace, e.key) in (
-            select d.tenant_id, d.namespace, d.key
+        where e.ctid = any (array(
+            select d.ctid
             from llm.cache_entries d
-            join (
-                select
-                    r.key,
-                    row_number() over recent as entries,
-                    sum(llm._cache_entry_size(r.key, coalesce(r.value, r.plain_value), coalesce(r.bytes, r.plain_bytes))) over recent as bytes
-                from llm.cache_entries r
-                where r.tenant_id = p_tenant
-                    and r.namespace = p_namespace
-                window recent as (order by r.used_at desc, r.key rows unbounded preceding)
-            ) o on o.key = d.key
-            where d.tenant_id = p_tenant
-                and d.namespace = p_namespace
-                and (
-                    o.bytes > v_policy.max_size * (v_policy.eviction_threshold - 0.1)
+            where d.ctid = any (array(
+                select o.place
+                from (
+                    select
+                        r.ctid as place,
+                        row_number() over recent as entries,
+                        sum(llm._cache_entry_size(r.key, coalesce(r.value, r.plain_value), coalesce(r.bytes, r.plain_bytes))) over recent as bytes
+                    from llm.cache_entries r
+                    where r.tenant_id = p_tenant
+                        and r.namespace = p_namespace
+                    window recent as (order by r.used_at desc, r.key rows unbounded preceding)
+                ) o
+                where o.bytes > v_policy.max_size * (v_policy.eviction_threshold - 0.1)
                     or o.entries > v_policy.max_entries * (v_policy.eviction_threshold - 0.1)
-                )
-            for update of d skip locked
-        );
+            ))
+            for update skip locked
+        ));
         get diagnostics v_count = row_count;
         select * into v_is from llm._cache_usage(p_tenant, p_namespace);
     end if;
