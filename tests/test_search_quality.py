@@ -145,8 +145,9 @@ def test_vectors_between_points_are_harder_to_find_neighbours_of(bound: Client, 
     admin.run(f"select llm.create_collection('docs', {DIMENSIONS}{POOR})")
     upsert(bound, np.repeat(vectors(300), 10, axis=0) + 0.3 * vectors(3000, seed=12))
     db.run("call llm.maintain('docs', true)")
-    found = {source: measure(bound, ", 200, p_source => %s", source)["recall"] for source in ("shifted", "points")}
-    assert found["shifted"] + 0.05 < found["points"]
+    # An index of another chance each time: seen are differences of 0.08 to 0.12.
+    found = {source: measure(bound, ", 1000, p_source => %s", source)["recall"] for source in ("shifted", "points")}
+    assert found["shifted"] + 0.03 < found["points"]
 
 
 def test_a_point_does_not_count_itself(bound: Client, admin: Client) -> None:
