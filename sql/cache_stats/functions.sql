@@ -237,7 +237,7 @@ $$;
 alter function llm.cache_stats(text) owner to llm_owner;
 
 comment on function llm.cache_stats(text) is
-'The tenant''s cache by namespace: reads by all backends that found a value (estimated: one in sixteen is counted) and that found none, hits / (hits +
+'The tenant''s cache by namespace: reads by all backends that found a value (estimated: one in 64 is counted) and that found none, hits / (hits +
 misses), null before the first; about how many bytes entries take, how many there are, and how many were evicted. p_namespace: null for all. Reads by
 llm.cache_get_l1() that a backend answered itself are in llm.coherence_stats().';
 
